@@ -1,0 +1,42 @@
+"""TeaCache for mflux: skip the denoising steps that barely change the picture.
+
+```python
+from mflux_teacache_plugin import apply_teacache
+
+with apply_teacache(flux, threshold=0.2) as handle:
+    flux.generate_image(...)
+print(handle.stats.skipped)
+```
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mflux_teacache_plugin.apply import Handle, apply_teacache
+    from mflux_teacache_plugin.errors import TeaCacheError
+    from mflux_teacache_plugin.host.specs import hookimpl
+    from mflux_teacache_plugin.variants import Variant, read_variant
+
+__all__ = ["Handle", "TeaCacheError", "Variant", "__version__", "apply_teacache", "hookimpl", "read_variant"]
+
+# Importing this package must stay cheap: the start-up file does it in every Python process.
+_HOMES = {
+    "Handle": "apply",
+    "TeaCacheError": "errors",
+    "Variant": "variants",
+    "apply_teacache": "apply",
+    "hookimpl": "host.specs",
+    "read_variant": "variants",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("mflux-teacache-plugin")
+    if name in _HOMES:
+        from importlib import import_module
+
+        return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,136 @@
+"""See inside a transformer without copying its forward.
+
+Two places are tapped, by swapping the class of the module that sits there: the module whose input is the *signal*
+(the first block's modulated input) and the *final norm*. Running the same forward with its block lists emptied gives the
+final norm's input as it would be without the blocks, `h_in`; the blocks' whole effect is `h_out - h_in`, the residual.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import mlx.core as mx
+from mlx import nn
+
+Forward = Callable[..., mx.array]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TapPoints:
+    """Where a transformer is tapped; names and dotted paths are relative to it (`transformer_blocks.0.attn`).
+
+    Attributes:
+        blocks: the lists of blocks, the expensive part.
+        signal: the module whose input is the first block's modulated input.
+        signal_argument: that input's keyword; it is taken from the first position if passed without.
+        final: the final norm; its first argument is tapped.
+    """
+
+    blocks: tuple[str, ...]
+    signal: str
+    signal_argument: str
+    final: str
+
+
+#: One run of a forward: its output, then per guidance branch the signal, (batch, tokens, width), and the final norm's
+#: input, (batch, image tokens, width). There are no signals without blocks.
+Run = tuple[mx.array, list[mx.array], list[mx.array]]
+
+
+def module_at(root: Any, path: str) -> Any:
+    """The module at a dotted path; a number indexes a list. Raises AttributeError, IndexError or KeyError."""
+    for part in path.split("."):
+        root = root[int(part)] if part.isdigit() else getattr(root, part)
+    return root
+
+
+def swap_call(module: Any, call: Callable[..., Any]) -> Callable[[], None]:
+    """Let `call(base_call, *args, **kwargs)` answer calls of this one module; returns what undoes it.
+
+    Only the instance's class changes, to a subclass made for it: parameters, quantization, LoRA, saving and
+    isinstance stay as they are.
+    """
+    base = type(module)
+
+    def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return call(lambda *a, **k: base.__call__(self, *a, **k), *args, **kwargs)
+
+    names = {"__call__": __call__, "__module__": base.__module__, "__qualname__": base.__qualname__}
+    object.__setattr__(module, "__class__", type(base.__name__, (base,), names))
+    return lambda: object.__setattr__(module, "__class__", base)
+
+
+class Taps:
+    """The taps on one transformer, from construction until `remove()`."""
+
+    def __init__(self, transformer: nn.Module, points: TapPoints) -> None:
+        self.running = False  #: inside `full` or `without_blocks`; a call from outside passes the taps untouched
+        self._transformer = transformer
+        self._points = points
+        self._signals: list[mx.array] = []
+        self._finals: list[mx.array] = []
+        self._residuals: Sequence[mx.array] | None = None
+        for name in points.blocks:  # a wrong name must fail here, not in the middle of a generation
+            getattr(transformer, name)
+        signal, final = module_at(transformer, points.signal), module_at(transformer, points.final)
+        self._undo = [swap_call(signal, self._on_signal), swap_call(final, self._on_final)]
+
+    def remove(self) -> None:
+        """Give the modules their own classes back."""
+        while self._undo:
+            self._undo.pop()()
+
+    def full(self, forward: Forward, *args: Any, **kwargs: Any) -> Run:
+        """Run `forward`, which calls the transformer once per guidance branch, with its blocks."""
+        return self._run(None, forward, args, kwargs)
+
+    def without_blocks(
+        self, forward: Forward, residuals: Sequence[mx.array] | None, *args: Any, **kwargs: Any
+    ) -> Run:
+        """Run `forward` with empty block lists; `residuals`, one per branch, are added at the final norm."""
+        lists = {name: getattr(self._transformer, name) for name in self._points.blocks}
+        try:
+            for name in lists:
+                setattr(self._transformer, name, [])
+            return self._run(residuals, forward, args, kwargs)
+        finally:
+            for name, blocks in lists.items():
+                setattr(self._transformer, name, blocks)
+
+    def _run(self, residuals: Sequence[mx.array] | None, forward: Forward, args: tuple, kwargs: dict) -> Run:
+        self.running, self._signals, self._finals, self._residuals = True, [], [], residuals
+        try:
+            return forward(*args, **kwargs), self._signals, self._finals
+        finally:
+            self.running, self._signals, self._finals, self._residuals = False, [], [], None
+
+    def _on_signal(self, base_call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        if self.running:
+            name = self._points.signal_argument
+            self._signals.append(kwargs[name] if name in kwargs else args[0])
+        return base_call(*args, **kwargs)
+
+    def _on_final(self, base_call: Callable[..., Any], hidden: mx.array, *args: Any, **kwargs: Any) -> Any:
+        if self.running:
+            if self._residuals is not None:
+                hidden = hidden + self._residuals[len(self._finals)]
+            self._finals.append(hidden)
+        return base_call(hidden, *args, **kwargs)
+
+
+class TappedForward:
+    """A forward as the step cache runs it: plain, with its blocks, or without them; compiled where mflux compiles it.
+
+    Compiling keeps the taps live: they are outputs of the compiled function, so the gate decides outside of it.
+    """
+
+    def __init__(self, taps: Taps, forward: Forward, compiled: bool = False) -> None:
+        wrap = mx.compile if compiled else _as_it_is
+        self.plain: Forward = wrap(forward)
+        self.full: Callable[..., Run] = wrap(partial(taps.full, forward))
+        self.without_blocks: Callable[..., Run] = wrap(partial(taps.without_blocks, forward))
+
+
+def _as_it_is(function: Forward) -> Forward:
+    return function

@@ -1,0 +1,147 @@
+"""Check the installation: versions, start-up file, where mflux is patched, plugins, coefficient files, conflicts.
+
+Exit code 0 if mflux will skip steps when asked to, 1 if something stands in the way.
+"""
+
+import argparse
+import dataclasses
+import os
+import platform
+import sysconfig
+from collections.abc import Iterator
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from mflux_teacache_plugin import _startup, apply
+from mflux_teacache_plugin.caching.taps import module_at
+from mflux_teacache_plugin.cli import output
+from mflux_teacache_plugin.host import bridge
+from mflux_teacache_plugin.host.manager import LOAD_PLUGINS, load_plugins
+
+#: The versions of mflux that the tests run on: the first one tested, and the first one that is not.
+TESTED_MFLUX = ((0, 22), (0, 25))
+
+START_UP_FILE = "mflux_teacache_plugin_startup.pth"
+
+OK, NOTE, PROBLEM = "ok", "note", "problem"
+
+
+@dataclasses.dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at. `mend` says what to do; empty where nothing need be done."""
+
+    status: str
+    what: str
+    detail: str
+    mend: str = ""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    output.add_format(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    findings = list(look())
+    if args.format == "json":
+        output.print_json([dataclasses.asdict(finding) for finding in findings])
+    else:
+        for finding in findings:
+            print(f"{finding.status:8} {finding.what}: {finding.detail}")
+            if finding.mend:
+                print(f"{'':8} -> {finding.mend}")
+    return int(any(finding.status == PROBLEM for finding in findings))
+
+
+def look() -> Iterator[Finding]:
+    """All findings, in the order of a run: versions, start-up, patch points, plugins, files, conflicts."""
+    yield Finding(OK, "python", platform.python_version())
+    yield from _versions()
+    yield from _start_up()
+    yield from _patch_points()
+    yield from _plugins()
+    yield from _coefficients()
+    yield from _conflicts()
+
+
+def _versions() -> Iterator[Finding]:
+    yield Finding(OK, "mflux-teacache-plugin", version("mflux-teacache-plugin"))
+    yield Finding(OK, "mlx", _version("mlx") or "not installed by name")
+    found = _version("mflux")
+    if found is None:
+        yield Finding(PROBLEM, "mflux", "not installed", "pip install mflux")
+        return
+    low, high = TESTED_MFLUX
+    tested = low <= tuple(int(part) for part in found.split(".")[:2]) < high
+    range_ = f">={low[0]}.{low[1]},<{high[0]}.{high[1]}"
+    if tested:
+        yield Finding(OK, "mflux", f"{found} (tested: {range_})")
+    else:
+        yield Finding(PROBLEM, "mflux", f"{found} is not among the tested {range_}", f'pip install "mflux{range_}"')
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def _start_up() -> Iterator[Finding]:
+    if os.environ.get("MFLUX_TEACACHE_DISABLE", "") not in ("", "0"):
+        yield Finding(PROBLEM, "MFLUX_TEACACHE_DISABLE", "switches the plugin off", "unset MFLUX_TEACACHE_DISABLE")
+    path = Path(sysconfig.get_path("purelib"), START_UP_FILE)
+    mend = "reinstall mflux-teacache-plugin, or run mflux's commands through `mflux-teacache exec --`"
+    if not path.exists():
+        yield Finding(PROBLEM, "start-up file", f"{path} is missing", mend)
+    elif not _startup.state()["calls"]:
+        yield Finding(PROBLEM, "start-up file", f"{path} is there, but did not run (python -S?)", mend)
+    else:
+        yield Finding(OK, "start-up file", f"{path} ran")
+
+
+def _patch_points() -> Iterator[Finding]:
+    mend = "this version of the plugin does not fit this mflux; install a tested version of mflux"
+    if bridge.mflux_has_a_host():
+        yield Finding(NOTE, "mflux", "has a plugin host of its own, so this one stands down")
+    for module, name in bridge.PATCH_POINTS:
+        yield _found(module, name, mend)
+    for pipeline in sorted(apply.registry().pipelines()):
+        yield _found(*pipeline.split(":"), mend)
+
+
+def _found(module: str, name: str, mend: str) -> Finding:
+    try:
+        module_at(import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        return Finding(PROBLEM, f"{module}:{name}", f"not found: {error}", mend)
+    return Finding(OK, f"{module}:{name}", "found")
+
+
+def _plugins() -> Iterator[Finding]:
+    loaded = load_plugins()
+    for name, distribution in loaded.distributions.items():
+        yield Finding(OK, f"plugin {name}", f"loaded, from {distribution}")
+    for name in loaded.blocked:
+        status = PROBLEM if name == "teacache" else NOTE
+        yield Finding(status, f"plugin {name}", f"blocked by {LOAD_PLUGINS}", f"add {name} to {LOAD_PLUGINS}")
+    for name, why in loaded.failed.items():
+        yield Finding(PROBLEM, f"plugin {name}", f"left out: {why}", f"mend or uninstall the package that brings {name}")
+
+
+def _coefficients() -> Iterator[Finding]:
+    files = apply.catalog(strict=False)
+    for id, entry in sorted(files.variants.items()):
+        shadowed = files.shadowed.get(id, [])
+        behind = f"; shadows {', '.join(str(other.path) for other in shadowed)}" if shadowed else ""
+        yield Finding(OK, f"variant {id}", f"{entry.path} ({entry.origin}){behind}")
+    for problem in files.problems:
+        detail = " / ".join(filter(None, (problem.error, *(problem.cause or "").splitlines())))
+        yield Finding(PROBLEM, "coefficient file", detail, problem.hint or "mend or remove the file")
+
+
+def _conflicts() -> Iterator[Finding]:
+    for name in ("mlx-teacache", "mflux-teacache"):
+        if (found := _version(name)) is not None:
+            mend = "do not apply both to one model; a model that it patched is refused here"
+            yield Finding(NOTE, name, f"{found} is installed beside this plugin", mend)

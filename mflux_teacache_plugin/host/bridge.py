@@ -1,0 +1,206 @@
+"""Where the hooks are called from: a few patches of mflux, installed as its modules are imported, all of them undone.
+
+| hook                                      | called from                                                        |
+|-------------------------------------------|--------------------------------------------------------------------|
+| `mflux_models`                            | after mflux's list of models is imported                           |
+| `mflux_add_options`                       | `CommandLineParser.add_general_arguments`: every image command     |
+| `mflux_options_parsed`                    | `CommandLineParser.parse_args`, after mflux's own                  |
+| `mflux_model_loading`, `_loaded`          | around the pipelines' `__init__`                                   |
+| `mflux_generation_*`, `_step_`, `_loop_`  | mflux's callbacks and `generate_image` of the model (`watch`)      |
+"""
+
+import importlib.util
+import inspect
+import os
+import sys
+from argparse import Namespace
+from collections.abc import Callable
+from functools import partial, wraps
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from mflux_teacache_plugin import _startup
+from mflux_teacache_plugin.host.manager import load_plugins
+from mflux_teacache_plugin.host.watch import watch
+
+#: Module and attribute of every point that is patched; `doctor` looks at them.
+PATCH_POINTS = (
+    ("mflux.cli.parser.parsers", "CommandLineParser.add_general_arguments"),
+    ("mflux.cli.parser.parsers", "CommandLineParser.parse_args"),
+    ("mflux.models.common.config.model_config", "AVAILABLE_MODELS"),
+    ("mflux.callbacks.callback_registry", "CallbackRegistry.register"),
+)
+
+
+class Bridge:
+    """The patches of one process."""
+
+    def __init__(self, hook: Any) -> None:
+        self._hook = hook
+        self._args: Namespace | None = None  # of the image command that runs in this process, once parsed
+        self._undo: list[Callable[[], None]] = []
+        self._awaited: list[tuple[str, Callable[[ModuleType], None]]] = []
+        self._loading = 0  # a pipeline that derives from another runs both their __init__
+
+    def install(self) -> None:
+        self._when_imported("mflux.models.common.config.model_config", self._add_models)
+        self._when_imported("mflux.cli.parser.parsers", self._patch_parser)
+        for adapters in self._hook.mflux_adapters():
+            for adapter in adapters:
+                for pipeline in adapter.pipelines:
+                    module, _, name = pipeline.partition(":")
+                    self._when_imported(module, partial(self._patch_named, name))
+
+    def uninstall(self) -> None:
+        for awaited in self._awaited:
+            _startup.forget(*awaited)
+        while self._undo:
+            self._undo.pop()()
+
+    def _when_imported(self, module: str, callback: Callable[[ModuleType], None]) -> None:
+        self._awaited.append((module, callback))
+        _startup.when_imported(module, callback)
+
+    def _patch(self, owner: Any, name: str, wrapper: Callable[..., Any]) -> None:
+        stock = owner.__dict__[name]
+        setattr(owner, name, wraps(stock)(wrapper))
+        self._undo.append(lambda: setattr(owner, name, stock))
+
+    def _set_name(self, names: dict[str, Any], name: str, value: Any) -> None:
+        stock = names.get(name)
+        names[name] = value
+        self._undo.append(lambda: names.pop(name) if stock is None else names.update({name: stock}))
+
+    def _add_models(self, module: ModuleType) -> None:
+        for models in self._hook.mflux_models():
+            for name, config in models.items():
+                module.AVAILABLE_MODELS[name] = config
+                self._undo.append(partial(module.AVAILABLE_MODELS.pop, name, None))
+
+    def _patch_parser(self, module: ModuleType) -> None:
+        parser_class = module.CommandLineParser
+        add_general_arguments, parse_args = parser_class.add_general_arguments, parser_class.parse_args
+
+        def add_options(parser: Any) -> None:
+            add_general_arguments(parser)
+            names, pipelines = _command_module()
+            rejected: dict[str, str] = {}
+            _tell(self._hook.mflux_add_options, parser=parser, pipelines=pipelines, rejected=rejected)
+            if rejected:  # the command's own dictionary of what it refuses, which mflux-capabilities reads
+                self._set_name(names, "REJECTED_OPTIONS", {**names.get("REJECTED_OPTIONS", {}), **rejected})
+
+        def parse(parser: Any, *args: Any, **kwargs: Any) -> Namespace:
+            parsed = parse_args(parser, *args, **kwargs)
+            _, pipelines = _command_module()
+            if pipelines:  # mflux-save, -train and -info make no pictures
+                self._args = parsed
+                told = {"parser": parser, "args": parsed, "command": Path(sys.argv[0]).name, "pipelines": pipelines}
+                _tell(self._hook.mflux_options_parsed, **told)
+                for pipeline in pipelines:
+                    self._patch_pipeline(pipeline)
+            return parsed
+
+        self._patch(parser_class, "add_general_arguments", add_options)
+        self._patch(parser_class, "parse_args", parse)
+
+    def _patch_named(self, name: str, module: ModuleType) -> None:
+        self._patch_pipeline(getattr(module, name))
+
+    def _patch_pipeline(self, pipeline: type) -> None:
+        stock = pipeline.__init__  # type: ignore[misc]
+        if getattr(stock, "_mflux_bridge", None) is self:
+            return
+
+        def __init__(model: Any, *args: Any, **kwargs: Any) -> None:
+            if self._loading:
+                return stock(model, *args, **kwargs)
+            passed = inspect.signature(stock).bind(model, *args, **kwargs)
+            passed.apply_defaults()
+            source, config = passed.arguments.get("model_path"), passed.arguments.get("model_config")
+            source = None if source is None else str(source)
+            self._loading += 1
+            try:
+                told = {"pipeline": type(model), "model_config": config, "source": source, "args": self._args}
+                _tell(self._hook.mflux_model_loading, **told)
+                stock(model, *args, **kwargs)
+            finally:
+                self._loading -= 1
+            watch(model, _HookObserver(self._hook, model))
+            _tell(self._hook.mflux_model_loaded, model=model, source=source, args=self._args)
+
+        self._patch(pipeline, "__init__", __init__)
+        pipeline.__init__._mflux_bridge = self  # type: ignore[misc]
+
+
+class _HookObserver:
+    """Tells the hooks what `watch` sees."""
+
+    def __init__(self, hook: Any, model: Any) -> None:
+        self._hook = hook
+        self._model = model
+
+    def generation_begin(self, seed: int, prompt: str, config: Any) -> None:
+        _tell(self._hook.mflux_generation_begin, model=self._model, seed=seed, prompt=prompt, config=config)
+
+    def step_end(self, t: int, time_steps: Any) -> None:
+        _tell(self._hook.mflux_step_end, model=self._model, t=t, time_steps=time_steps)
+
+    def loop_end(self) -> None:
+        _tell(self._hook.mflux_loop_end, model=self._model)
+
+    def generation_interrupted(self) -> None:
+        _tell(self._hook.mflux_generation_interrupted, model=self._model)
+
+    def generation_end(self, image: Any | None) -> None:
+        _tell(self._hook.mflux_generation_end, model=self._model, image=image)
+
+
+def _tell(hook: Any, **arguments: Any) -> None:
+    """Call a hook. A plugin that fails is reported, and costs nobody the picture; one that exits means to."""
+    try:
+        hook(**arguments)
+    except Exception as exception:  # noqa: BLE001 - somebody else's plugin may fail in any way
+        if os.environ.get("MFLUX_TEACACHE_DEBUG", "") not in ("", "0"):
+            raise
+        print(f"mflux: a plugin failed in {hook.name}: {type(exception).__name__}: {exception}", file=sys.stderr)
+
+
+def _command_module() -> tuple[dict[str, Any], list[type]]:
+    """The names of the mflux command's module further up the stack, and the pipelines among them.
+
+    A command's module imports the pipeline class that it builds, whatever its family.
+    """
+    frame = sys._getframe(2)
+    while frame is not None:
+        names = frame.f_globals
+        if str(names.get("__package__")).startswith("mflux."):
+            pipelines = [v for v in names.values() if isinstance(v, type) and hasattr(v, "generate_image")]
+            if pipelines:
+                return names, pipelines
+        frame = frame.f_back  # type: ignore[assignment]
+    return {}, []
+
+
+_bridge: Bridge | None = None
+
+
+def install() -> None:
+    """Connect the plugins to mflux, once per process; stands down if mflux has a plugin host of its own."""
+    global _bridge
+    if _bridge is None and not mflux_has_a_host():
+        _bridge = Bridge(load_plugins().manager.hook)
+        _bridge.install()
+
+
+def uninstall() -> None:
+    """Leave mflux as it was. Models that are loaded keep what was applied to them."""
+    global _bridge
+    if _bridge is not None:
+        _bridge.uninstall()
+        _bridge = None
+
+
+def mflux_has_a_host() -> bool:
+    """Whether this mflux brings a plugin host: a module `mflux.plugins` or `mflux.hookspecs`."""
+    return any(importlib.util.find_spec(name) is not None for name in ("mflux.plugins", "mflux.hookspecs"))
