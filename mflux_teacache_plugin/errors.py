@@ -1,0 +1,46 @@
+"""Errors meant for the person at the keyboard: what went wrong, why, and what to do about it."""
+
+import textwrap
+
+
+class TeaCacheError(Exception):
+    """Base of every error of this plugin.
+
+    Args:
+        error: what could not be done, in one line.
+        cause: why, one line per reason; may be left out.
+        hint: the mend; may be left out.
+    """
+
+    def __init__(self, error: str, *, cause: str | None = None, hint: str | None = None) -> None:
+        super().__init__(error)
+        self.error = error
+        self.cause = cause
+        self.hint = hint
+
+    def __str__(self) -> str:
+        parts = [f"error: {self.error}"]
+        for label, text in (("  cause: ", self.cause), ("  hint: ", self.hint)):
+            if text:
+                parts.append(label + textwrap.indent(text, " " * len(label)).lstrip())
+        return "\n".join(parts)
+
+
+class VariantFileError(TeaCacheError):
+    """A coefficient file, or a variant built in Python, cannot be used."""
+
+
+class UnsupportedModelError(TeaCacheError):
+    """The model has no adapter or no coefficients."""
+
+
+class AlreadyAppliedError(TeaCacheError):
+    """The model already runs with TeaCache."""
+
+
+class ConflictError(TeaCacheError):
+    """Another step cache is active on the same model."""
+
+
+class SettingsError(TeaCacheError):
+    """An option, an environment variable or an argument has a value that makes no sense."""
