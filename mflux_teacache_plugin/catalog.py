@@ -1,0 +1,261 @@
+"""Where coefficient files are looked for, which one wins, and which variant fits a loaded model.
+
+The search goes from what the user said most explicitly to what the package ships; the first variant of an id wins. A
+file that is there but broken is an error and never a reason to take other numbers. No mflux import: a loaded model
+comes in as a `ModelIdentity`, and which adapters fit it is the caller's knowledge.
+"""
+
+import os
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import platformdirs
+
+from mflux_teacache_plugin.errors import UnsupportedModelError, VariantFileError
+from mflux_teacache_plugin.variants import Variant, read_variant
+
+#: Files and folders to search, separated like PATH.
+ENVIRONMENT_VARIABLE = "MFLUX_TEACACHE_COEFFICIENTS"
+
+#: Where a variant can come from, the strongest first.
+ORIGINS = ("option", "environment", "user", "plugin", "package")
+
+
+@dataclass(frozen=True)
+class ModelIdentity:
+    """What a loaded model is called.
+
+    Attributes:
+        source: the path or repo given for the weights; None where a name of mflux's registry was given.
+        name: mflux's `model_config.model_name`.
+        base: mflux's `model_config.base_model`; set only on a config that mflux derived for a custom checkpoint.
+        aliases: mflux's `model_config.aliases`; a derived config has those of its base.
+    """
+
+    source: str | None
+    name: str | None
+    base: str | None = None
+    aliases: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A variant, and which of the `ORIGINS` it came from."""
+
+    variant: Variant
+    origin: str
+
+    @property
+    def path(self) -> Path | None:
+        """The file, or None for a variant that a plugin made in Python."""
+        return self.variant.path
+
+
+@dataclass(frozen=True)
+class Match:
+    """The variant for a model. `exact`: its numbers are for this model, not for one that it only resembles."""
+
+    variant: Variant
+    origin: str
+    exact: bool
+
+
+@dataclass
+class Catalog:
+    """All variants that can be used.
+
+    Attributes:
+        user_folder: where the user's own files belong.
+        variants: id → the entry that wins.
+        shadowed: id → the entries that it hides, strongest first; ids with none are absent.
+        problems: files that cannot be used; empty unless the catalog was loaded with `strict=False`.
+        explicit: the entry of the one file that the option named; it is used whatever the model is called.
+    """
+
+    user_folder: Path
+    variants: dict[str, Entry] = field(default_factory=dict)
+    shadowed: dict[str, list[Entry]] = field(default_factory=dict)
+    problems: list[VariantFileError] = field(default_factory=list)
+    explicit: Entry | None = None
+
+    def match(self, identity: ModelIdentity, adapters: Collection[str]) -> Match | None:
+        """The variant for a loaded model, or None.
+
+        The better fit wins (`_fit`); of equal fits the one from the stronger origin, then one that names the model over
+        one that only names it as related, then the longer name.
+
+        Args:
+            identity: what the model is called.
+            adapters: the adapters that can serve the model; other variants are not looked at.
+
+        Raises:
+            UnsupportedModelError: the option named one file, and that is for another adapter.
+        """
+        if self.explicit is not None:
+            variant, origin = self.explicit.variant, self.explicit.origin
+            if variant.adapter not in adapters:
+                raise UnsupportedModelError(
+                    f"{variant.path} does not fit this model",
+                    cause=f"its adapter is {variant.adapter}; the model works with {' or '.join(sorted(adapters))}",
+                    hint="name another file, or none to let the model's name decide",
+                )
+            return Match(variant, origin, exact=_fit(variant, identity)[0] == _EXACT)
+        fits = [
+            (grade, -ORIGINS.index(entry.origin), direct, length, entry)
+            for entry in self.variants.values()
+            if entry.variant.adapter in adapters
+            for grade, direct, length in [_fit(entry.variant, identity)]
+            if grade
+        ]
+        if not fits:
+            return None
+        grade, *_, entry = max(fits, key=lambda fit: fit[:4])
+        return Match(entry.variant, entry.origin, exact=grade == _EXACT)
+
+
+_EXACT, _RESEMBLES = 2, 1
+
+
+def _fit(variant: Variant, identity: ModelIdentity) -> tuple[int, bool, int]:
+    """How well a variant fits: (grade, whether through `models` and not `related`, length of the name that matched).
+
+    `_EXACT`: `models` names what was loaded, the custom weights or else the entry of mflux's registry. `_RESEMBLES`:
+    the weights are others, but the entry that mflux takes them for, its base or an alias is in `models`; or any of
+    these is in `related`. 0: no fit.
+    """
+    models = {name.casefold() for name in variant.models}
+    related = {name.casefold() for name in variant.related}
+    aliases = {alias.casefold() for alias in identity.aliases}
+    names = aliases | {name.casefold() for name in (identity.name, identity.base) if name}
+
+    # On a derived config the name is what the user gave, also where nobody passed the source on.
+    source = identity.source or (identity.name if identity.base else None)
+    if source is not None and (identity.base or source != identity.name):
+        exact = {name for name in models if _names_source(name, source)}
+    else:
+        # The ControlNets share the repo id of the model that they steer; only their alias tells them apart.
+        exact = set() if aliases & related else models & names
+    tries = ((_EXACT, True, exact), (_RESEMBLES, True, models & names), (_RESEMBLES, False, related & names))
+    return next(((grade, direct, max(map(len, found))) for grade, direct, found in tries if found), (0, False, 0))
+
+
+def _names_source(name: str, source: str) -> bool:
+    """Whether a case-folded entry of `models` names these weights: the same repo, or a folder called like it."""
+    if name == source.casefold():
+        return True
+    path = Path(source).expanduser()
+    # As mflux decides: "owner/name" is a repo unless there is such a folder.
+    if source.count("/") == 1 and not source.startswith((".", "~", "/")) and not path.exists():
+        return False
+    return path.absolute().name.casefold() in (name, name.rsplit("/", 1)[-1])
+
+
+def user_folder() -> Path:
+    """The folder for a user's own coefficient files; it need not exist."""
+    return platformdirs.user_config_path("mflux") / "teacache"
+
+
+def packaged_folder() -> Path:
+    """The folder of the files that come with the package: inside it in a wheel, beside it in a checkout."""
+    package = Path(__file__).parent
+    checkout = package.parent
+    # Only a checkout has a pyproject.toml here; in site-packages a folder of this name would be somebody else's.
+    if not (package / "coefficients").is_dir() and (checkout / "pyproject.toml").is_file():
+        return checkout / "coefficients"
+    return package / "coefficients"
+
+
+def load_catalog(
+    explicit: Path | None = None,
+    contributed: Iterable[Variant | Path] = (),
+    environ: Mapping[str, str] = os.environ,
+    *,
+    strict: bool = True,
+) -> Catalog:
+    """Read every coefficient file on the search path.
+
+    Args:
+        explicit: the file or folder that the option names.
+        contributed: variants, files and folders from other plugins.
+        environ: the environment to read `ENVIRONMENT_VARIABLE` from.
+        strict: raise what cannot be used. False keeps it in `Catalog.problems`, for listings only: a catalog with
+            problems may hold other numbers than the user meant.
+
+    Raises:
+        VariantFileError: a file cannot be used, a path that was named does not exist or holds no file, or an origin has
+            the same id twice.
+    """
+    catalog = Catalog(user_folder())
+    sources: dict[str, list[Variant | Path]] = {
+        "option": [] if explicit is None else [explicit],
+        "environment": [Path(item) for item in environ.get(ENVIRONMENT_VARIABLE, "").split(os.pathsep) if item],
+        "user": [catalog.user_folder] if catalog.user_folder.is_dir() else [],
+        "plugin": list(contributed),
+        "package": [packaged_folder()],
+    }
+    for origin in ORIGINS:
+        _add_origin(catalog, origin, sources[origin])
+    if explicit is not None and Path(explicit).expanduser().is_file():
+        catalog.explicit = next((entry for entry in catalog.variants.values() if entry.origin == "option"), None)
+    if strict and catalog.problems:
+        raise _one_error(catalog.problems)
+    return catalog
+
+
+def _add_origin(catalog: Catalog, origin: str, sources: Iterable[Variant | Path]) -> None:
+    found: dict[str, Variant] = {}
+    for variant in _variants(sources, catalog.problems, may_be_empty=origin == "user"):
+        if variant.id in found:
+            places = [str(each.path or "a variant made in Python") for each in (found[variant.id], variant)]
+            catalog.problems.append(
+                VariantFileError(
+                    f'the id "{variant.id}" is there twice',
+                    cause="\n".join(places),
+                    hint="remove or rename one of them",
+                )
+            )
+            continue
+        found[variant.id] = variant
+    for variant in found.values():
+        entry = Entry(variant, origin)
+        if variant.id in catalog.variants:
+            catalog.shadowed.setdefault(variant.id, []).append(entry)
+        else:
+            catalog.variants[variant.id] = entry
+
+
+def _variants(
+    sources: Iterable[Variant | Path], problems: list[VariantFileError], may_be_empty: bool
+) -> Iterator[Variant]:
+    """The variants of one origin; what cannot be used goes to `problems`."""
+    seen: set[Path] = set()
+    for source in sources:
+        if isinstance(source, Variant):
+            yield source
+            continue
+        path = Path(source).expanduser()
+        files = sorted(path.glob("*.toml")) if path.is_dir() else [path]
+        if not files and not may_be_empty:
+            problems.append(
+                VariantFileError(f"{path} holds no coefficient file", hint="name a .toml file or a folder of them")
+            )
+        for file in files:
+            # A file that is named by itself and through its folder is one file.
+            if (real := file.resolve()) in seen:
+                continue
+            seen.add(real)
+            try:
+                yield read_variant(file)
+            except VariantFileError as problem:
+                problems.append(problem)
+
+
+def _one_error(problems: list[VariantFileError]) -> VariantFileError:
+    if len(problems) == 1:
+        return problems[0]
+    return VariantFileError(
+        f"{len(problems)} problems with coefficient files",
+        cause="\n".join(filter(None, (line for problem in problems for line in (problem.error, problem.cause)))),
+        hint="mflux-teacache doctor shows every file and where it was found",
+    )

@@ -1,0 +1,132 @@
+"""One coefficient file → one `Variant`: the numbers a gate needs, and where they come from.
+
+A coefficient file is data: nothing in it is executed, and a bad one gets one error that names the file and, for every
+problem in it, the key and the mend. The dataclasses below are the schema: a field made by `key_field` is a key of the
+file, and one without a default is required. `docs/coefficient-files.md` explains the keys to users.
+"""
+
+import dataclasses
+import hashlib
+import json
+import tomllib
+from pathlib import Path
+from typing import Any
+
+from mflux_teacache_plugin import checks
+from mflux_teacache_plugin.checks import Problems, as_table, check_table, key_field, show
+from mflux_teacache_plugin.errors import VariantFileError
+
+#: The schema this version reads. It grows when an old reader would misread a new file.
+SCHEMA = 1
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Guard:
+    """How many steps are always computed at the start and at the end of the active steps."""
+
+    first: int = key_field(checks.count, "first = 1", default=1)
+    last: int = key_field(checks.count, "last = 1", default=1)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Provenance:
+    """Where a variant's numbers come from. `fitted`: on this very checkpoint, not borrowed from another."""
+
+    source: str = key_field(checks.text, 'source = "who published the numbers, or your own run"')
+    recipe: str | None = key_field(checks.text, 'recipe = "10 prompts, 28 steps, 512x512"', default=None)
+    date: str | None = key_field(checks.date, 'date = "2026-01-31"', default=None)
+    r2: float | None = key_field(checks.number, "r2 = 0.8", default=None)
+    fitted: bool = key_field(checks.flag, "fitted = true", default=False)
+    notes: str | None = key_field(checks.text, 'notes = "what a user should know"', default=None)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Variant:
+    """The numbers that decide which steps a model may skip.
+
+    `polynomial` (five coefficients, highest power first) maps the relative L1 change of the signal between two steps to
+    the estimated relative change of the output; both are dimensionless. `range` is the span of signal changes that the
+    fit saw, `threshold` the accumulated estimate from which a step is computed. `models` names what the numbers are for
+    (repo ids or mflux names), `related` what they may serve uncalibrated. `path` is the file, None for a variant made
+    in Python.
+
+    Raises:
+        VariantFileError: a value breaks the schema; one error names all of them.
+    """
+
+    id: str = key_field(checks.identifier, 'id = "my-finetune"')
+    adapter: str = key_field(checks.text, 'adapter = "flux1"')
+    models: tuple[str, ...] = key_field(checks.names, 'models = ["me/my-finetune"]')
+    related: tuple[str, ...] = key_field(checks.names, 'related = ["me/its-sibling"]', default=())
+    polynomial: tuple[float, ...] = key_field(checks.polynomial, "polynomial = [0.0, 0.0, 0.0, 1.0, 0.0]")
+    range: tuple[float, float] | None = key_field(checks.span, "range = [0.03, 0.22]", default=None)
+    threshold: float = key_field(checks.threshold, "threshold = 0.2")
+    guard: Guard = key_field(  # noqa: RUF009 – a field like the others
+        checks.table(Guard), "guard = { first = 1, last = 1 }", default=Guard()
+    )
+    distilled: bool = key_field(checks.flag, "distilled = true", default=False)
+    gate: str = key_field(checks.text, 'gate = "teacache"', default="teacache")
+    weights_licence: str = key_field(checks.text, 'weights_licence = "Apache-2.0"')
+    provenance: Provenance = key_field(  # noqa: RUF009
+        checks.table(Provenance), 'a section [provenance] with source = "..."'
+    )
+    path: Path | None = dataclasses.field(default=None, compare=False)
+
+    def __post_init__(self) -> None:
+        problems = Problems()
+        values = check_table(Variant, as_table(self), problems)
+        if problems:
+            raise VariantFileError(f"the variant {show(self.id)} is not usable", cause="\n".join(problems))
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
+
+    @property
+    def digest(self) -> str:
+        """Twelve hex digits over the numbers that decide, so that a replay can tell whether they changed."""
+        numbers = (self.polynomial, self.range, self.threshold, self.guard.first, self.guard.last, self.gate)
+        return hashlib.sha256(json.dumps(numbers).encode()).hexdigest()[:12]
+
+    def replace(self, **changes: Any) -> "Variant":
+        """A copy with some fields changed, checked like any other variant."""
+        return dataclasses.replace(self, **changes)
+
+
+def read_variant(path: Path) -> Variant:
+    """Read one coefficient file.
+
+    Raises:
+        VariantFileError: the file cannot be read, is not TOML, or breaks the schema; one error names all its problems.
+    """
+    try:
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise VariantFileError(
+            f"{path} cannot be read", cause=error.strerror or str(error), hint="check the path and its permissions"
+        ) from error
+    except (ValueError, RecursionError) as error:  # not UTF-8, bad syntax, integers too long, nesting too deep
+        raise VariantFileError(
+            f"{path} is not valid TOML", cause=str(error), hint="text needs quotes, lists brackets: https://toml.io"
+        ) from error
+
+    problems = Problems()
+    schema = data.pop("schema", None)
+    if isinstance(schema, bool) or not isinstance(schema, int) or schema < 1:
+        what = "missing" if schema is None else f"expected {SCHEMA}, got {show(schema)}"
+        problems.add("schema", what, f"write schema = {SCHEMA}")
+    elif schema > SCHEMA:
+        # The rest is not looked at: complaints about keys of a schema this version does not know would mislead.
+        raise VariantFileError(
+            f"{path} was made for a newer version of mflux-teacache-plugin",
+            cause=f"it says schema = {show(schema)}; this version reads schema {SCHEMA}",
+            hint="upgrade: pip install --upgrade mflux-teacache-plugin",
+        )
+    values = check_table(Variant, data, problems)
+    if values.get("id") and values["id"] != path.stem:
+        problems.add("id", f'"{values["id"]}" is not the name of the file', "rename the file or change the id")
+    if problems:
+        raise VariantFileError(
+            f"{path} is not a usable coefficient file",
+            cause="\n".join(problems),
+            hint="docs/coefficient-files.md lists every key",
+        )
+    return Variant(**values, path=path)
