@@ -103,6 +103,7 @@ def mflux_options_parsed(parser: ArgumentParser, args: Namespace, command: str, 
 
 @hookimpl(optionalhook=True)
 def mflux_model_loading(pipeline: type, model_config: Any | None, source: str | None, args: Namespace | None) -> None:
+    demo_model.prepare(model_config)
     request: Request | None = getattr(args, "teacache_request", None)
     if request is None or model_config is None:
         return
