@@ -10,7 +10,7 @@ from mflux_teacache_plugin import report
 from mflux_teacache_plugin.adapters import BUILT_IN, REFUSED, Adapter, Registry
 from mflux_teacache_plugin.adapters.compiled import uncompiled
 from mflux_teacache_plugin.caching.gate import GateFactory, TeaCacheGate
-from mflux_teacache_plugin.caching.stats import Generation, Stats
+from mflux_teacache_plugin.caching.stats import Stats
 from mflux_teacache_plugin.caching.step_cache import StepCache
 from mflux_teacache_plugin.caching.taps import TappedForward, Taps, swap_call
 from mflux_teacache_plugin.catalog import Catalog, Match, ModelIdentity, load_catalog, user_folder
@@ -49,7 +49,9 @@ def choose_variant(pipeline: type, model_config: Any, source: str | None, files:
     """
     adapters = registry()
     if (reason := adapters.refusal(pipeline)) is not None:
-        raise UnsupportedModelError(f"{pipeline.__name__} cannot skip steps", cause=reason, hint="run it without TeaCache")
+        raise UnsupportedModelError(
+            f"{pipeline.__name__} cannot skip steps", cause=reason, hint="run it without TeaCache"
+        )
     serving = adapters.serving(pipeline)
     names = ", ".join(sorted(files.variants))
     if not serving:
@@ -212,8 +214,10 @@ def apply_teacache(
         raise ConflictError("mlx-teacache is active on this model", hint="call restore() on its handle first")
     if not isinstance(variant, Variant):
         files = catalog()
-        named = variant is not None
-        match = by_id(files, variant) if named else choose_variant(type(model), model.model_config, None, files)
+        if variant is not None:
+            match = by_id(files, variant)
+        else:
+            match = choose_variant(type(model), model.model_config, None, files)
         variant = match.variant
     if coefficients is not None:
         variant = variant.replace(polynomial=tuple(coefficients), range=range, path=None)
@@ -230,7 +234,8 @@ def by_id(files: Catalog, id: str) -> Match:
     """The variant of that id, for whatever model. Raises UnsupportedModelError naming those there are."""
     if id not in files.variants:
         raise UnsupportedModelError(
-            f"there is no variant '{id}'", hint=f"known are {', '.join(sorted(files.variants))}; see mflux-teacache variants"
+            f"there is no variant '{id}'",
+            hint=f"known are {', '.join(sorted(files.variants))}; see mflux-teacache variants",
         )
     entry = files.variants[id]
     return Match(entry.variant, entry.origin, exact=True)

@@ -30,7 +30,9 @@ def folder() -> Path | None:
     if (path / "model.json").is_file():
         return path.resolve()
     if named:
-        raise SettingsError(f"{ENVIRONMENT}: there is no demo model in {named}", hint=f"name a copy of examples/demo_model/{NAME}")
+        raise SettingsError(
+            f"{ENVIRONMENT}: there is no demo model in {named}", hint=f"name a copy of examples/demo_model/{NAME}"
+        )
     return None
 
 

@@ -56,9 +56,7 @@ def mflux_models() -> Mapping[str, Any]:
 
 
 @hookimpl(optionalhook=True)
-def mflux_add_options(
-    parser: ArgumentParser, pipelines: list[type], rejected: MutableMapping[str, str]
-) -> None:
+def mflux_add_options(parser: ArgumentParser, pipelines: list[type], rejected: MutableMapping[str, str]) -> None:
     group = parser.add_argument_group(f"TeaCache (mflux-teacache-plugin {version('mflux-teacache-plugin')})")
     group.add_argument(
         "--teacache",

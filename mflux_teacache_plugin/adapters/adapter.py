@@ -3,7 +3,6 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-
 from mflux_teacache_plugin.caching.taps import TapPoints
 
 
@@ -53,10 +52,10 @@ class Registry:
 
     def refusal(self, pipeline: type) -> str | None:
         """Why this pipeline is refused, or None."""
-        return next((self.refused[name] for cls in pipeline.__mro__ if (name := pipeline_name(cls)) in self.refused), None)
+        return next(
+            (self.refused[name] for cls in pipeline.__mro__ if (name := pipeline_name(cls)) in self.refused), None
+        )
 
     def pipelines(self) -> set[str]:
         """Every pipeline that some adapter serves."""
         return {name for adapter in self.adapters.values() for name in adapter.pipelines}
-
-

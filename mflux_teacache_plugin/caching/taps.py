@@ -85,9 +85,7 @@ class Taps:
         """Run `forward`, which calls the transformer once per guidance branch, with its blocks."""
         return self._run(None, forward, args, kwargs)
 
-    def without_blocks(
-        self, forward: Forward, residuals: Sequence[mx.array] | None, *args: Any, **kwargs: Any
-    ) -> Run:
+    def without_blocks(self, forward: Forward, residuals: Sequence[mx.array] | None, *args: Any, **kwargs: Any) -> Run:
         """Run `forward` with empty block lists; `residuals`, one per branch, are added at the final norm."""
         lists = {name: getattr(self._transformer, name) for name in self._points.blocks}
         try:

@@ -107,7 +107,8 @@ def _patch_points() -> Iterator[Finding]:
     for module, name in bridge.PATCH_POINTS:
         yield _found(module, name, mend)
     for pipeline in sorted(apply.registry().pipelines()):
-        yield _found(*pipeline.split(":"), mend)
+        module, _, name = pipeline.partition(":")
+        yield _found(module, name, mend)
 
 
 def _found(module: str, name: str, mend: str) -> Finding:
@@ -126,7 +127,9 @@ def _plugins() -> Iterator[Finding]:
         status = PROBLEM if name == "teacache" else NOTE
         yield Finding(status, f"plugin {name}", f"blocked by {LOAD_PLUGINS}", f"add {name} to {LOAD_PLUGINS}")
     for name, why in loaded.failed.items():
-        yield Finding(PROBLEM, f"plugin {name}", f"left out: {why}", f"mend or uninstall the package that brings {name}")
+        yield Finding(
+            PROBLEM, f"plugin {name}", f"left out: {why}", f"mend or uninstall the package that brings {name}"
+        )
 
 
 def _coefficients() -> Iterator[Finding]:

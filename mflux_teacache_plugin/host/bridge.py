@@ -17,7 +17,7 @@ from argparse import Namespace
 from collections.abc import Callable
 from functools import partial, wraps
 from pathlib import Path
-from types import ModuleType
+from types import FrameType, ModuleType
 from typing import Any
 
 from mflux_teacache_plugin import _startup
@@ -160,7 +160,7 @@ def _tell(hook: Any, **arguments: Any) -> None:
     """Call a hook. A plugin that fails is reported, and costs nobody the picture; one that exits means to."""
     try:
         hook(**arguments)
-    except Exception as exception:  # noqa: BLE001 - somebody else's plugin may fail in any way
+    except Exception as exception:
         if os.environ.get("MFLUX_TEACACHE_DEBUG", "") not in ("", "0"):
             raise
         print(f"mflux: a plugin failed in {hook.name}: {type(exception).__name__}: {exception}", file=sys.stderr)
@@ -171,14 +171,14 @@ def _command_module() -> tuple[dict[str, Any], list[type]]:
 
     A command's module imports the pipeline class that it builds, whatever its family.
     """
-    frame = sys._getframe(2)
+    frame: FrameType | None = sys._getframe(2)
     while frame is not None:
         names = frame.f_globals
         if str(names.get("__package__")).startswith("mflux."):
             pipelines = [v for v in names.values() if isinstance(v, type) and hasattr(v, "generate_image")]
             if pipelines:
                 return names, pipelines
-        frame = frame.f_back  # type: ignore[assignment]
+        frame = frame.f_back
     return {}, []
 
 
