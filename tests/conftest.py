@@ -1,0 +1,65 @@
+"""Every test leaves the process as it found it, and none sees the user's own settings."""
+
+import importlib
+import os
+import sys
+
+import pytest
+
+pytest_plugins = ["tests.tiny.fixtures"]
+
+# Where the plugin patches mflux, and what of the class each patch would change.
+_PATCHED = (
+    ("mflux.cli.parser.parsers", "CommandLineParser"),
+    ("mflux.callbacks.callback_manager", "CallbackManager"),
+    ("mflux.callbacks.callback_registry", "CallbackRegistry"),
+    ("mflux.utils.apple_silicon", "AppleSiliconUtil"),
+    ("mflux.models.flux2.flux2_initializer", "Flux2Initializer"),
+    ("mflux.models.flux2.variants.txt2img.flux2_klein", "Flux2Klein"),
+    ("mflux.models.flux2.variants.edit.flux2_klein_edit", "Flux2KleinEdit"),
+    ("mflux.models.flux.variants.txt2img.flux", "Flux1"),
+)
+
+
+def _state() -> dict[str, object]:
+    state: dict[str, object] = {"sys.meta_path": list(sys.meta_path), "os.environ": dict(os.environ)}
+    for module, name in _PATCHED:
+        if module in sys.modules:
+            state[f"{module}:{name}"] = dict(vars(getattr(sys.modules[module], name)))
+    config = sys.modules.get("mflux.models.common.config.model_config")
+    if config is not None:
+        state["AVAILABLE_MODELS"] = list(config.AVAILABLE_MODELS)
+        state["precision"] = config.ModelConfig.precision
+    return state
+
+
+@pytest.fixture(autouse=True)
+def as_found(tmp_path, monkeypatch):
+    """A clean environment before, and after it the same `sys.meta_path`, `os.environ` and mflux classes."""
+    with monkeypatch.context() as patch:
+        for name in list(os.environ):
+            if name.startswith("MFLUX_") and not name.startswith("MFLUX_TINY"):
+                patch.delenv(name)
+        patch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+        patch.setenv("HF_HUB_OFFLINE", "1")
+        before = _state()
+        yield
+        after = _state()
+    changed = [key for key, value in before.items() if after.get(key) != value]
+    assert not changed, f"the test left behind changes of {', '.join(changed)}"
+
+
+@pytest.fixture
+def connected():
+    """The plugins connected to mflux, as the start-up file does it, and disconnected afterwards."""
+    from mflux_teacache_plugin import _startup
+    from mflux_teacache_plugin.host import bridge
+    from mflux_teacache_plugin.host.manager import load_plugins
+
+    importlib.import_module("mflux")
+    load_plugins.cache_clear()
+    bridge.install()
+    yield load_plugins()
+    bridge.uninstall()
+    _startup.deactivate()
+    load_plugins.cache_clear()
