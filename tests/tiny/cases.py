@@ -1,10 +1,10 @@
 """One `Case` per pipeline and mode, so that one parametrised test goes over all of them.
 
-    @pytest.mark.parametrize("case", CASES, ids=str)
-    def test_something(case, tiny):
-        model = case.build(tiny)
-        pixels = case.generate(model, tiny, num_inference_steps=6)
-        saved = case.run(tiny, "--steps", "6")
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_something(case, tiny):
+    model = case.build(tiny)
+    pixels = case.generate(model, tiny, num_inference_steps=6)
+    saved = case.run(tiny, "--steps", "6")
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Case:
     checkpoint: str  #: kind of checkpoint, a key of `flux1.KINDS` or "flux2"
     model: str  #: key of the model's entry in mflux's registry
     command: str  #: console script
-    guidance: float = 3.5
+    guidance: float | None = 3.5  #: None where the model has none
     branches: int = 1  #: calls of the transformer per step
     steps: int = STEPS  #: steps really taken of `STEPS` (image to image starts later)
     cacheable: bool = True  #: False where a skipped step has no meaning (attention maps)
@@ -78,8 +78,9 @@ class Case:
 
     def generate_image(self, model: Any, tiny: Tiny, **options: Any) -> Any:
         """Call `model.generate_image` with what this pipeline needs; `options` go before. Returns mflux's object."""
-        standard = {"seed": SEED, "prompt": PROMPT, "num_inference_steps": STEPS, "guidance": self.guidance}
-        standard |= {"width": SIDE, "height": SIDE}
+        standard = {"seed": SEED, "prompt": PROMPT, "num_inference_steps": STEPS, "width": SIDE, "height": SIDE}
+        if self.guidance is not None:
+            standard["guidance"] = self.guidance
         return model.generate_image(**{**standard, **self.options(tiny.pictures), **options})
 
     def generate(self, model: Any, tiny: Tiny, **options: Any) -> np.ndarray:
@@ -89,7 +90,8 @@ class Case:
     def argv(self, tiny: Tiny, *more: Any) -> list[str]:
         """The arguments of `command`, without `--output`. An option repeated in `more` wins, as in argparse."""
         words: list[Any] = ["--model", tiny.checkpoint(self.checkpoint), "--prompt", PROMPT, "--seed", SEED]
-        words += ["--width", SIDE, "--height", SIDE, "--steps", STEPS, "--guidance", self.guidance]
+        words += ["--width", SIDE, "--height", SIDE, "--steps", STEPS]
+        words += ["--guidance", self.guidance] if self.guidance is not None else []
         words += ["--base-model", self.model] if self.named else []
         return [str(word) for word in (*words, *self.flags(tiny.pictures), *more)]
 
@@ -133,7 +135,7 @@ _CONCEPT_FLAGS = ["--concept", "square", "--heatmap-layer-indices", 0, 1]
 
 CASES: list[Case] = [
     _flux1("flux1", _FLUX1, "dev", "dev", "generate", named=True),
-    _flux1("flux1-schnell", _FLUX1, "schnell", "schnell", "generate", named=True),
+    _flux1("flux1-schnell", _FLUX1, "schnell", "schnell", "generate", named=True, guidance=None),
     _flux1("flux1-krea", _FLUX1, "krea-dev", "krea-dev", "generate", named=True),
     _flux1("flux1-from-image", _FLUX1, "dev", "dev", "generate", named=True, **_FROM_PHOTO),
     _flux1(
@@ -195,7 +197,7 @@ CASES: list[Case] = [
         guidance=30.0,
         size=(2 * SIDE, SIDE),
         options=lambda pictures: {"left_image_path": str(pictures.photo)},
-        flags=lambda pictures: ["--reference-image", pictures.wide],
+        flags=lambda pictures: ["--reference-image", pictures.photo],
     ),
     _flux1(
         "flux1-catvton",

@@ -18,8 +18,8 @@ import numpy as np
 class Saved:
     """What a command left behind."""
 
-    path: Path  #: the picture that `--output` names
-    paths: tuple[Path, ...]  #: every file the command wrote beside it, that picture included, in alphabetical order
+    path: Path  #: the picture that `--output` names; with several seeds the first one
+    paths: tuple[Path, ...]  #: every file the command wrote to that folder, in alphabetical order
 
     @property
     def pixels(self) -> np.ndarray:
@@ -42,9 +42,10 @@ def run_command(name: str, argv: Sequence[str], tmp_path: Path) -> Saved:
     with preserved_globals(), mock.patch.object(sys, "argv", [name, *argv]):
         entry_point(name)()
     paths = tuple(sorted(set(output.parent.iterdir()) - before))
-    if output not in paths:
-        raise FileNotFoundError(f"{name} saved no {output.name}; new files: {[path.name for path in paths]}")
-    return Saved(output, paths)
+    pictures = [path for path in paths if path.suffix == output.suffix]
+    if not pictures:
+        raise FileNotFoundError(f"{name} saved no picture; new files: {[path.name for path in paths]}")
+    return Saved(output if output in pictures else pictures[0], paths)
 
 
 def entry_point(name: str) -> Callable[[], None]:

@@ -14,7 +14,11 @@ from tests.tiny.weights import write_component, write_lora
 WIDTH = 128
 DOUBLE_BLOCKS, SINGLE_BLOCKS = 2, 3
 
-_TRANSFORMER = {3072: WIDTH, 18432: 6 * WIDTH, 9216: 3 * WIDTH, 12288: 4 * WIDTH, 24: 1, 1536: 64, 4096: 64, 768: 32}
+#: Every prompt is padded or cut to this many T5 tokens; a letter is a token here.
+TEXT_TOKENS = 32
+
+# Widths are multiples of 64, so that everything can be quantized.
+_TRANSFORMER = {3072: WIDTH, 18432: 6 * WIDTH, 9216: 3 * WIDTH, 12288: 4 * WIDTH, 24: 1, 4096: 64, 768: 64}
 _SIGLIP = {1152: 32, 4304: 64, 768: 32, 72: 16, 16: 2}
 
 _MODEL = "mflux.models.flux.model."
@@ -26,16 +30,16 @@ RULES: Rules = {
     _VARIANTS + "concept_attention.joint_transformer_block_concept": _TRANSFORMER,
     _VARIANTS + "concept_attention.joint_attention_concept": _TRANSFORMER,
     _MODEL + "flux_text_encoder.t5_encoder": {4096: 64, 10240: 128, 32128: tokenizers.VOCABULARY, 24: 2},
-    _MODEL + "flux_text_encoder.t5_encoder.t5_self_attention": {4096: 64, 64: 8},  # 8 heads of 8
-    _MODEL + "flux_text_encoder.clip_encoder": {
-        **{768: 32, 3072: 64, 49408: tokenizers.VOCABULARY},
-        **{12: 2, 64: 16},  # 2 heads of 16, and 2 layers
-    },
-    _MODEL + "flux_vae": {128: 32, 256: 32, 512: 32},  # its group norms have 32 groups
+    _MODEL + "flux_text_encoder.t5_encoder.t5_self_attention": {4096: 64, "(1, -1, 64, 64)": "(1, -1, 64, 1)"},
+    # 12 are layers and heads, 64 is the width of a head.
+    _MODEL + "flux_text_encoder.clip_encoder": {768: 64, 3072: 64, 49408: tokenizers.VOCABULARY, 12: 2, 64: 32},
+    _MODEL + "flux_vae": {128: 8, 256: 8, 512: 64, 32: 8},  # 32 are the groups of its norms
+    _MODEL + "flux_vae.encoder.conv_out": {512: 64},  # 32 are the latent channels
     _MODEL + "siglip_vision_transformer": _SIGLIP,
     _MODEL + "siglip_vision_transformer.siglip_encoder": {27: 2},
     _MODEL + "siglip_vision_transformer.siglip_vision_embeddings": {1152: 32, 14: 128, 27: 3},  # 3 x 3 patches
     _MODEL + "redux_encoder": {1152: 32, 4096: 64},
+    _VARIANTS + "in_context.utils.in_context_fill_util": {512: 64},  # in-context edit always works this wide
 }
 
 #: kind of checkpoint -> mflux's name of the model it belongs to
@@ -60,15 +64,24 @@ def installed(folder: Path) -> Iterator[None]:
       given (`depth_image_path`), as it cannot estimate one.
     * `mflux-generate-in-context-edit` always adds a LoRA from the Hugging Face hub. Here it is a tiny one in `folder`.
     """
+    from mflux.models.common.config.model_config import AVAILABLE_MODELS
     from mflux.models.depth_pro.depth_pro_initializer import DepthProInitializer
     from mflux.models.flux.cli import flux_generate_in_context_edit
 
     lora = write_lora(folder / "in-context-edit.safetensors", WIDTH)
-    with (
-        shrunk(RULES),
-        mock.patch.object(DepthProInitializer, "init", staticmethod(lambda model, quantize=None: None)),
-        mock.patch.object(flux_generate_in_context_edit, "get_ic_edit_lora_path", lambda: str(lora)),
-    ):
+    with contextlib.suppress(ImportError):
+        import cv2  # noqa: F401 - the canny pipeline would, and it sets environment variables
+
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(shrunk(RULES))
+        for key in {*KINDS.values(), "dev-fill-catvton"}:
+            stack.enter_context(mock.patch.object(AVAILABLE_MODELS[key], "max_sequence_length", TEXT_TOKENS))
+        stack.enter_context(
+            mock.patch.object(DepthProInitializer, "init", staticmethod(lambda model, quantize=None: None))
+        )
+        stack.enter_context(
+            mock.patch.object(flux_generate_in_context_edit, "get_ic_edit_lora_path", lambda: str(lora))
+        )
         yield
 
 

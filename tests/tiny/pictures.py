@@ -17,7 +17,6 @@ class Pictures:
     other: Path  #: another one, for pipelines that take two
     mask: Path  #: white where a fill pipeline may paint
     depth: Path  #: a grey ramp
-    wide: Path  #: 8 to 1: in-context edit always works 512 pixels wide, so this keeps it at 512 x 64
 
 
 def write_pictures(folder: Path) -> Pictures:
@@ -40,5 +39,4 @@ def write_pictures(folder: Path) -> Pictures:
         other=save("other.png", 255 - photo[::-1]),
         mask=save("mask.png", np.stack([square] * 3, axis=-1)),
         depth=save("depth.png", np.stack([across] * 3, axis=-1)),
-        wide=save("wide.png", np.tile(photo[: SIDE // 4], (1, 2, 1))),
     )

@@ -1,4 +1,4 @@
-"""Lower integer literals inside an installed package's functions for a while.
+"""Lower literals inside an installed package's functions for a while.
 
 mflux writes FLUX.1's widths as literals (3072, 4096, ...), in constructors and in forwards, so no argument makes the
 model smaller. `shrunk` reads the installed source, compiles it again with some literals replaced, and lends the new code
@@ -16,23 +16,30 @@ from pathlib import Path
 from types import FunctionType, ModuleType
 from typing import Any
 
-#: module or package name -> {literal: smaller literal}; the longest matching name decides for a module.
-Rules = Mapping[str, Mapping[int, int]]
+#: What to replace in a module: an integer literal, or a whole expression where the same number means two things.
+Table = Mapping[int | str, int | str]
+
+#: Module or package name -> its table. The longest name that covers a module decides.
+Rules = Mapping[str, Table]
 
 
 class _Literals(ast.NodeTransformer):
-    def __init__(self, table: Mapping[int, int]) -> None:
-        self.table = table
+    def __init__(self, table: Table) -> None:
+        self.table = {self._parsed(old): self._parsed(new) for old, new in table.items()}
 
-    def visit_Constant(self, node: ast.Constant) -> ast.Constant:  # noqa: N802 - the name ast dispatches on
-        if type(node.value) is int and node.value in self.table:
-            return ast.copy_location(ast.Constant(self.table[node.value]), node)
-        return node
+    def visit(self, node: ast.AST) -> ast.AST:
+        if isinstance(node, ast.Constant | ast.Tuple) and (text := ast.unparse(node)) in self.table:
+            return ast.copy_location(ast.parse(self.table[text], mode="eval").body, node)
+        return super().generic_visit(node)
+
+    @staticmethod
+    def _parsed(source: int | str) -> str:
+        return ast.unparse(ast.parse(str(source), mode="eval"))
 
 
 @contextlib.contextmanager
 def shrunk(rules: Rules) -> Iterator[None]:
-    """Replace the literals that `rules` names in all functions, defaults and class constants of those modules."""
+    """Make the replacements of `rules` in all functions, defaults and class constants of those modules."""
     with contextlib.ExitStack() as undo:
         for name in sorted({module for prefix in rules for module in _modules_under(prefix)}):
             prefix = max((p for p in rules if name == p or name.startswith(p + ".")), key=len)
@@ -48,11 +55,11 @@ def _modules_under(name: str) -> Iterator[str]:
         yield info.name
 
 
-def _recompiled(module: ModuleType, table: Mapping[int, int]) -> dict[str, Any]:
+def _recompiled(module: ModuleType, table: Table) -> dict[str, Any]:
     path = str(module.__file__)
     tree = ast.fix_missing_locations(_Literals(table).visit(ast.parse(Path(path).read_text(encoding="utf-8"), path)))
     namespace: dict[str, Any] = {"__name__": module.__name__, "__package__": module.__package__, "__file__": path}
-    exec(compile(tree, path, "exec"), namespace)  # noqa: S102 - mflux's own source, only its class and def statements
+    exec(compile(tree, path, "exec"), namespace)
     return namespace
 
 
