@@ -63,9 +63,9 @@ class Bridge:
         _startup.when_imported(module, callback)
 
     def _patch(self, owner: Any, name: str, wrapper: Callable[..., Any]) -> None:
-        stock = owner.__dict__[name]
-        setattr(owner, name, wraps(stock)(wrapper))
-        self._undo.append(lambda: setattr(owner, name, stock))
+        own = owner.__dict__.get(name)  # some pipelines inherit their __init__
+        setattr(owner, name, wraps(getattr(owner, name))(wrapper))
+        self._undo.append(lambda: delattr(owner, name) if own is None else setattr(owner, name, own))
 
     def _set_name(self, names: dict[str, Any], name: str, value: Any) -> None:
         stock = names.get(name)
@@ -85,6 +85,9 @@ class Bridge:
         def add_options(parser: Any) -> None:
             add_general_arguments(parser)
             names, pipelines = _command_module()
+            if not pipelines:  # mflux-train has these arguments too
+                return
+            parser.mflux_pipelines = pipelines
             rejected: dict[str, str] = {}
             _tell(self._hook.mflux_add_options, parser=parser, pipelines=pipelines, rejected=rejected)
             if rejected:  # the command's own dictionary of what it refuses, which mflux-capabilities reads
@@ -92,8 +95,7 @@ class Bridge:
 
         def parse(parser: Any, *args: Any, **kwargs: Any) -> Namespace:
             parsed = parse_args(parser, *args, **kwargs)
-            _, pipelines = _command_module()
-            if pipelines:  # mflux-save, -train and -info make no pictures
+            if pipelines := getattr(parser, "mflux_pipelines", []):  # mflux-save, -train and -info make no pictures
                 self._args = parsed
                 told = {"parser": parser, "args": parsed, "command": Path(sys.argv[0]).name, "pipelines": pipelines}
                 _tell(self._hook.mflux_options_parsed, **told)
