@@ -42,7 +42,7 @@ def load_plugins() -> Loaded:
             continue
         try:
             _register(loaded.manager, entry_point)
-        except Exception as exception:  # noqa: BLE001 - somebody else's plugin may fail in any way
+        except (Exception, SystemExit) as exception:  # noqa: BLE001 - somebody else's plugin may fail in any way
             loaded.manager.unregister(name=name)
             loaded.failed[name] = f"{type(exception).__name__}: {exception}"
             print(f"mflux: the plugin '{name}' is left out: {loaded.failed[name]}", file=sys.stderr)
