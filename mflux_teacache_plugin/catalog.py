@@ -51,6 +51,11 @@ class Entry:
         """The file, or None for a variant that a plugin made in Python."""
         return self.variant.path
 
+    @property
+    def place(self) -> str:
+        """Where to look, for a listing: the file, or that there is none."""
+        return str(self.path or "made in Python by a plugin")
+
 
 @dataclass(frozen=True)
 class Match:

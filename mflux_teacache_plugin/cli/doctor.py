@@ -136,8 +136,8 @@ def _coefficients() -> Iterator[Finding]:
     files = apply.catalog(strict=False)
     for id, entry in sorted(files.variants.items()):
         shadowed = files.shadowed.get(id, [])
-        behind = f"; shadows {', '.join(str(other.path) for other in shadowed)}" if shadowed else ""
-        yield Finding(OK, f"variant {id}", f"{entry.path} ({entry.origin}){behind}")
+        behind = f"; shadows {', '.join(other.place for other in shadowed)}" if shadowed else ""
+        yield Finding(OK, f"variant {id}", f"{entry.place} ({entry.origin}){behind}")
     for problem in files.problems:
         detail = " / ".join(filter(None, (problem.error, *(problem.cause or "").splitlines())))
         yield Finding(PROBLEM, "coefficient file", detail, problem.hint or "mend or remove the file")

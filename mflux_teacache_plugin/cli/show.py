@@ -16,7 +16,7 @@ def run(args: argparse.Namespace) -> int:
     files = apply.catalog()
     apply.by_id(files, args.id)
     shown = as_dict(files.variants[args.id])
-    shown["shadows"] = [str(entry.path) for entry in files.shadowed.get(args.id, [])]
+    shown["shadows"] = [entry.place for entry in files.shadowed.get(args.id, [])]
     if args.format == "json":
         output.print_json(shown)
         return 0
