@@ -227,7 +227,7 @@ def apply_teacache(
         threshold = variant.threshold
     elif not (math.isfinite(threshold) and 0 < threshold <= MAX_THRESHOLD):
         raise SettingsError(f"threshold {threshold} is not above 0 and at most {MAX_THRESHOLD:g}", hint="try 0.2")
-    return Handle(model, _adapter(type(model), variant), variant, threshold, _gate_factory(variant))
+    return Handle(model, adapter_for(type(model), variant), variant, threshold, gate_for(variant))
 
 
 def by_id(files: Catalog, id: str) -> Match:
@@ -241,7 +241,8 @@ def by_id(files: Catalog, id: str) -> Match:
     return Match(entry.variant, entry.origin, exact=True)
 
 
-def _adapter(pipeline: type, variant: Variant) -> Adapter:
+def adapter_for(pipeline: type, variant: Variant) -> Adapter:
+    """The adapter that a variant names, for this pipeline class. Raises UnsupportedModelError if it does not fit."""
     serving = registry().serving(pipeline)
     if variant.adapter not in serving:
         raise UnsupportedModelError(
@@ -252,7 +253,8 @@ def _adapter(pipeline: type, variant: Variant) -> Adapter:
     return serving[variant.adapter]
 
 
-def _gate_factory(variant: Variant) -> GateFactory:
+def gate_for(variant: Variant) -> GateFactory:
+    """The gate that a variant names. Raises UnsupportedModelError if nobody brings it."""
     gates: dict[str, GateFactory] = {"teacache": TeaCacheGate}
     for contributed in load_plugins().manager.hook.mflux_gates():
         gates.update(contributed)

@@ -35,7 +35,7 @@ class Request:
         """Refuse with exit code 2 what was asked for in so many words; warn where the environment asks for everything."""
         if self.wanted.explicit:
             refuse(self._parser, error)
-        _say(f"switched off for this run: {error.error}{f' ({error.cause})' if error.cause else ''}")
+        _say_switched_off(error)
 
 
 def refuse(parser: ArgumentParser, error: TeaCacheError) -> NoReturn:
@@ -126,8 +126,9 @@ def mflux_model_loaded(model: Any, source: str | None, args: Namespace | None) -
         handle = apply.apply_teacache(model, threshold=wanted.threshold, variant=match.variant)
     except TeaCacheError as error:
         return request.impossible(error)
-    handle.coefficients = None if wanted.coefficients is None else str(wanted.coefficients)
-    _notes(match, source or model.model_config.model_name, wanted)
+    if wanted.coefficients is not None:  # absolute: -C may replay it from another folder
+        handle.coefficients = str(wanted.coefficients.expanduser().absolute())
+    _notes(match, model.model_config, source, wanted)
 
 
 @hookimpl(optionalhook=True)
@@ -143,7 +144,7 @@ def _ambient() -> Request | None:
         wanted = settings.resolve(None, os.environ)
         return None if wanted is None else Request(wanted, apply.catalog(), ArgumentParser())
     except TeaCacheError as error:
-        _say(f"switched off: {error.error}")
+        _say_switched_off(error)
         return None
 
 
@@ -165,21 +166,34 @@ def _check_command(args: Namespace, command: str, pipelines: list[type]) -> None
 
 
 def _match(pipeline: type, model_config: Any, source: str | None, wanted: Settings, files: Catalog) -> Match:
-    """The recorded run's variant under -C, otherwise the one that fits the model."""
+    """The recorded run's variant under -C, otherwise the one that fits the model. Refuses what cannot be applied."""
     if wanted.variant is not None:
-        return apply.by_id(files, wanted.variant)
-    return apply.choose_variant(pipeline, model_config, source, files)
+        match = apply.by_id(files, wanted.variant)
+    else:
+        match = apply.choose_variant(pipeline, model_config, source, files)
+    apply.adapter_for(pipeline, match.variant)
+    apply.gate_for(match.variant)
+    return match
 
 
-def _notes(match: Match, name: str, wanted: Settings) -> None:
+def _notes(match: Match, model_config: Any, source: str | None, wanted: Settings) -> None:
     """What is worth a line before the run."""
     variant = match.variant
     if wanted.numbers is not None and wanted.numbers != variant.digest:
         _say(f"the numbers of {variant.id} changed since {wanted.origin} was recorded; the image may differ")
     if not match.exact:
-        _say(f"{name} is not what {variant.id} was calibrated for; look at the pictures before you trust the threshold")
+        taken = "" if source is None else f" (mflux takes it for {model_config.base_model or model_config.model_name})"
+        _say(
+            f"{source or model_config.model_name}{taken} is not what {variant.id} was calibrated for; "
+            "look at the pictures before you trust the threshold"
+        )
     if variant.distilled:
         _say(f"{variant.id} is distilled: its few steps are too large to skip any, so expect no gain")
+
+
+def _say_switched_off(error: TeaCacheError) -> None:
+    cause = f" ({'; '.join(error.cause.splitlines())})" if error.cause else ""
+    _say(f"switched off for this run: {error.error}{cause}")
 
 
 def _say(text: str) -> None:
