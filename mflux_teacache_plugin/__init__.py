@@ -9,9 +9,10 @@ print(handle.stats.skipped)
 ```
 """
 
-from typing import TYPE_CHECKING, Any
-
+TYPE_CHECKING = False  # typing's own: importing it would cost more than the rest of the start-up
 if TYPE_CHECKING:
+    from typing import Any
+
     from mflux_teacache_plugin.apply import Handle, apply_teacache
     from mflux_teacache_plugin.errors import TeaCacheError
     from mflux_teacache_plugin.host.specs import hookimpl
@@ -30,7 +31,7 @@ _HOMES = {
 }
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> "Any":
     if name == "__version__":
         from importlib.metadata import version
 

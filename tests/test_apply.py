@@ -1,0 +1,280 @@
+"""`apply_teacache` on real pipelines: what it returns, what it refuses, and what it survives."""
+
+import warnings
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+import mflux_teacache_plugin
+from mflux_teacache_plugin import apply_teacache
+from mflux_teacache_plugin.errors import (
+    AlreadyAppliedError,
+    ConflictError,
+    SettingsError,
+    TeaCacheError,
+    UnsupportedModelError,
+    VariantFileError,
+)
+from mflux_teacache_plugin.report import summary, why_nothing_was_skipped
+from tests.support import ALWAYS, NEVER, a_variant
+from tests.tiny.cases import CASES
+
+FLUX1 = next(case for case in CASES if case.id == "flux1")
+BASE = next(case for case in CASES if case.id == "klein-base")
+FROM_IMAGE = next(case for case in CASES if case.id == "flux1-from-image")
+
+
+@pytest.fixture
+def model(tiny, eager):
+    return FLUX1.build(tiny)
+
+
+def test_a_handle_counts_and_explains(model, tiny):
+    with apply_teacache(model, variant=a_variant(FLUX1), threshold=ALWAYS) as handle:
+        FLUX1.generate(model, tiny, num_inference_steps=5)
+        FLUX1.generate(model, tiny, num_inference_steps=4)
+    stats = handle.stats
+    assert (stats.skipped, stats.computed) == (5, 4)
+    assert stats.speedup_estimate == pytest.approx(9 / 4)
+    assert [decision.skipped for decision in stats.last.decisions] == [False, True, True, False]
+    decision = stats.last.decisions[1]
+    assert decision.step == 1 and decision.change > 0 and decision.accumulated == pytest.approx(decision.change)
+    assert decision.reason == "below the threshold"
+
+
+def test_without_a_with_block_restore_ends_it(model, tiny):
+    plain = FLUX1.generate(model, tiny, num_inference_steps=4)
+    handle = apply_teacache(model, variant=a_variant(FLUX1), threshold=ALWAYS)
+    FLUX1.generate(model, tiny, num_inference_steps=4)
+    handle.restore()
+    handle.restore()
+    assert np.array_equal(plain, FLUX1.generate(model, tiny, num_inference_steps=4))
+    assert len(handle.stats.generations) == 1
+    apply_teacache(model, variant=a_variant(FLUX1)).restore()
+
+
+def test_the_variant_is_found_by_the_models_name(model):
+    with apply_teacache(model) as handle:
+        assert handle.variant.id == "flux1-dev" and handle.threshold == handle.variant.threshold
+
+
+def test_a_variant_can_be_named(model):
+    with apply_teacache(model, variant="flux1-krea-dev", threshold=0.4) as handle:
+        assert (handle.variant.id, handle.threshold) == ("flux1-krea-dev", 0.4)
+
+
+def test_coefficients_and_range_of_ones_own(model, tiny):
+    with apply_teacache(model, coefficients=[0, 0, 0, 0, 1e-3], range=(0, 5), threshold=0.5) as handle:
+        FLUX1.generate(model, tiny, num_inference_steps=5)
+    assert handle.stats.skipped == 3
+    with apply_teacache(model, coefficients=[0, 0, 0, 0, 1e-3], range=(0, 1e-6), threshold=0.5) as handle:
+        FLUX1.generate(model, tiny, num_inference_steps=5)
+    assert handle.stats.skipped == 0
+
+
+@pytest.mark.parametrize("threshold", [0, -1, 3, float("nan"), float("inf")])
+def test_a_threshold_out_of_range_is_refused(model, threshold):
+    with pytest.raises(SettingsError, match="at most 2"):
+        apply_teacache(model, threshold=threshold)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        ({"coefficients": [1, 2, 3]}, VariantFileError),
+        ({"coefficients": [1, 2, 3, 4, float("nan")]}, VariantFileError),
+        ({"range": (0, 1)}, SettingsError),
+        ({"variant": "no-such-variant"}, UnsupportedModelError),
+        ({"variant": "flux2-klein-base-4b"}, UnsupportedModelError),
+    ],
+)
+def test_arguments_that_make_no_sense_are_refused_and_leave_nothing(model, arguments, error):
+    with pytest.raises(error) as raised:
+        apply_teacache(model, **arguments)
+    assert str(raised.value).startswith("error: ")
+    assert "generate_image" not in vars(model) and not model.callbacks.in_loop
+
+
+def test_an_unknown_gate_names_those_there_are(model):
+    with pytest.raises(UnsupportedModelError, match="gate"):
+        apply_teacache(model, variant=a_variant(FLUX1, gate="nobodys"))
+
+
+def test_a_second_apply_is_refused(model):
+    with apply_teacache(model, variant=a_variant(FLUX1)):
+        with pytest.raises(AlreadyAppliedError, match="already active"):
+            apply_teacache(model, variant=a_variant(FLUX1))
+
+
+def test_a_model_that_mlx_teacache_patched_is_refused(model):
+    object.__setattr__(model, "_teacache_handle", object())  # its mark
+    with pytest.raises(ConflictError, match="mlx-teacache"):
+        apply_teacache(model, variant=a_variant(FLUX1))
+
+
+def test_every_error_is_one_of_ours():
+    assert issubclass(UnsupportedModelError, TeaCacheError)
+    assert mflux_teacache_plugin.TeaCacheError is TeaCacheError
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+def test_too_few_steps_run_and_say_so(model, tiny, steps):
+    variant = a_variant(FLUX1)
+    with apply_teacache(model, variant=variant, threshold=ALWAYS) as handle:
+        FLUX1.generate(model, tiny, num_inference_steps=steps)
+    assert handle.stats.skipped == 0
+    assert "first or last" in summary(handle.stats.last, ALWAYS, variant)
+
+
+def test_image_to_image_counts_only_its_active_steps(tiny, eager):
+    model = FROM_IMAGE.build(tiny)
+    with apply_teacache(model, variant=a_variant(FLUX1), threshold=ALWAYS) as handle:
+        FROM_IMAGE.generate(model, tiny, num_inference_steps=10)
+    assert handle.stats.last.steps == 5
+    assert [decision.skipped for decision in handle.stats.last.decisions] == [False, True, True, True, False]
+
+
+def test_another_size_and_another_prompt_start_anew(model, tiny):
+    with apply_teacache(model, variant=a_variant(FLUX1), threshold=ALWAYS) as handle:
+        small = FLUX1.generate(model, tiny, num_inference_steps=4)
+        large = FLUX1.generate(model, tiny, num_inference_steps=4, height=96, prompt="something else")
+        again = FLUX1.generate(model, tiny, num_inference_steps=4)
+    assert large.shape[0] == 96 and np.array_equal(small, again)
+    assert [generation.skipped for generation in handle.stats.generations] == [2, 2, 2]
+
+
+class Failing:
+    """A callback that raises in step 1."""
+
+    def __init__(self, exception):
+        self.exception = exception
+
+    def call_in_loop(self, t, **_):
+        if t == 1:
+            raise self.exception
+
+
+@pytest.mark.parametrize("exception", [KeyboardInterrupt(), RuntimeError("in a step")])
+@pytest.mark.parametrize("case", [FLUX1, BASE], ids=str)
+def test_nothing_stale_remains_after_a_generation_that_broke_off(tiny, eager, case, exception):
+    model = case.build(tiny)
+    fresh = case.build(tiny)
+    with apply_teacache(fresh, variant=a_variant(case), threshold=ALWAYS):
+        expected = case.generate(fresh, tiny, num_inference_steps=5)
+    classes = {name: type(module) for name, module in model.named_modules()}
+    with apply_teacache(model, variant=a_variant(case), threshold=ALWAYS) as handle:
+        failing = Failing(exception)
+        model.callbacks.register(failing)
+        with pytest.raises(Exception):  # noqa: B017 - mflux makes its own of Ctrl-C
+            case.generate(model, tiny, num_inference_steps=5)
+        assert {name: type(module) for name, module in model.named_modules()} == classes
+        model.callbacks.in_loop.remove(failing)
+        again = case.generate(model, tiny, num_inference_steps=5)
+    assert len(handle.stats.generations[0].decisions) == 2
+    assert np.array_equal(expected, again)
+
+
+def test_a_fault_of_the_plugin_costs_nothing_but_the_gain(model, tiny, monkeypatch):
+    plain = FLUX1.generate(model, tiny, num_inference_steps=5)
+    variant = a_variant(FLUX1)
+
+    class Broken:
+        def __init__(self, *_):
+            self.calls = 0
+
+        def __call__(self, change):
+            raise ZeroDivisionError("a gate that fails")
+
+        def reset(self):
+            pass
+
+    monkeypatch.setattr("mflux_teacache_plugin.apply.TeaCacheGate", Broken)
+    with apply_teacache(model, variant=variant, threshold=ALWAYS) as handle:
+        cached = FLUX1.generate(model, tiny, num_inference_steps=5)
+    assert np.array_equal(plain, cached)
+    assert "stood aside" in summary(handle.stats.last, ALWAYS, variant)
+    assert "a gate that fails" in summary(handle.stats.last, ALWAYS, variant)
+
+
+def test_a_model_without_its_taps_runs_plain(model, tiny):
+    plain = FLUX1.generate(model, tiny)
+    object.__setattr__(model.transformer.norm_out, "__class__", type(model.transformer.norm_out))
+    handle = apply_teacache(model, variant=a_variant(FLUX1), threshold=ALWAYS)
+    blocks = model.transformer.transformer_blocks
+    handle._adapter = type(handle._adapter)(**{**vars(handle._adapter), "transformer": "no_such_thing"})
+    assert np.array_equal(plain, FLUX1.generate(model, tiny))
+    assert "no_such_thing" in handle.stats.last.fault
+    assert model.transformer.transformer_blocks is blocks
+    handle.restore()
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("case", [FLUX1, BASE], ids=str)
+def test_quantized_models_skip_too(tiny, eager, case, bits):
+    model = case.build(tiny, quantize=bits)
+    plain = case.generate(model, tiny, num_inference_steps=5)
+    with apply_teacache(model, variant=a_variant(case), threshold=NEVER):
+        assert np.array_equal(plain, case.generate(model, tiny, num_inference_steps=5))
+    with apply_teacache(model, variant=a_variant(case), threshold=ALWAYS) as handle:
+        case.generate(model, tiny, num_inference_steps=5)
+    assert handle.stats.skipped == 3
+
+
+def test_float16_compute_skips_too(tiny, eager):
+    model = BASE.build(tiny, compute_precision=mx.float16)
+    plain = BASE.generate(model, tiny, num_inference_steps=5)
+    with apply_teacache(model, variant=a_variant(BASE), threshold=NEVER):
+        assert np.array_equal(plain, BASE.generate(model, tiny, num_inference_steps=5))
+
+
+@pytest.mark.parametrize("bake", [True, False])
+def test_a_lora_stays_in_force(tiny, eager, tmp_path, bake):
+    name = "transformer.single_transformer_blocks.0.proj_out"
+    model = FLUX1.build(tiny)
+    rows, columns = model.transformer.single_transformer_blocks[0].proj_out.weight.shape
+    weights = {
+        f"{name}.lora_A.weight": mx.random.normal((4, columns), key=mx.random.key(1)),
+        f"{name}.lora_B.weight": mx.random.normal((rows, 4), key=mx.random.key(2)),
+    }
+    mx.save_safetensors(str(tmp_path / "a.safetensors"), weights)
+    without = FLUX1.generate(model, tiny, num_inference_steps=5)
+    model = FLUX1.build(tiny, lora_paths=[str(tmp_path / "a.safetensors")], bake_lora=bake)
+    plain = FLUX1.generate(model, tiny, num_inference_steps=5)
+    assert not np.array_equal(without, plain)
+    with apply_teacache(model, variant=a_variant(FLUX1), threshold=NEVER):
+        assert np.array_equal(plain, FLUX1.generate(model, tiny, num_inference_steps=5))
+
+
+def test_the_image_records_what_was_done(model, tiny):
+    variant = a_variant(FLUX1)
+    with apply_teacache(model, variant=variant, threshold=ALWAYS):
+        image = FLUX1.generate_image(model, tiny, num_inference_steps=5)
+    recorded = image.generation_parameters
+    assert recorded["teacache_threshold"] == ALWAYS and recorded["teacache_variant"] == "test"
+    assert (recorded["teacache_skipped"], recorded["teacache_computed"]) == (3, 2)
+    assert all(isinstance(value, (str, int, float)) for key, value in recorded.items() if key.startswith("teacache"))
+
+
+def test_nothing_skipped_says_what_would_help(model, tiny):
+    variant = a_variant(FLUX1)
+    with apply_teacache(model, variant=variant, threshold=1e-3) as handle:
+        FLUX1.generate(model, tiny, num_inference_steps=5)
+    smallest = min(d.accumulated for d in handle.stats.last.decisions if d.accumulated is not None)
+    assert f"{smallest:.3g}" in why_nothing_was_skipped(handle.stats.last, 1e-3, variant)
+    with apply_teacache(model, threshold=smallest * 1.05, variant=variant) as handle:
+        FLUX1.generate(model, tiny, num_inference_steps=5)
+    assert handle.stats.skipped > 0  # the advice was true
+    narrow = a_variant(FLUX1, range=(0, 1e-5))
+    with apply_teacache(model, variant=narrow) as handle:
+        FLUX1.generate(model, tiny, num_inference_steps=5)
+    assert "more --steps" in why_nothing_was_skipped(handle.stats.last, 0.2, narrow)
+    distilled = a_variant(FLUX1, distilled=True)
+    assert "base model" in why_nothing_was_skipped(handle.stats.last, 0.2, distilled)
+
+
+def test_no_warning_is_raised_on_the_way(model, tiny):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with apply_teacache(model, variant=a_variant(FLUX1), threshold=ALWAYS):
+            FLUX1.generate(model, tiny)

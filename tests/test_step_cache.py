@@ -1,0 +1,259 @@
+"""The taps and the step cache on transformers of mflux's own classes, and on one small enough to reason about."""
+
+import mlx.core as mx
+import pytest
+from mlx import nn
+from mlx.utils import tree_flatten
+
+from mflux_teacache_plugin.caching.gate import Verdict
+from mflux_teacache_plugin.caching.step_cache import StepCache, relative_change
+from mflux_teacache_plugin.caching.taps import TappedForward, TapPoints, Taps, swap_call
+
+WIDTH = 8
+
+
+class Block(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.attn = nn.Linear(WIDTH, WIDTH)
+
+    def __call__(self, hidden):
+        return hidden + self.attn(hidden * 2)
+
+
+class Transformer(nn.Module):
+    """An embedder, blocks, a final norm and a projection: the shape that all of mflux's transformers have."""
+
+    def __init__(self, blocks=3):
+        super().__init__()
+        self.embed = nn.Linear(4, WIDTH)
+        self.blocks = [Block() for _ in range(blocks)]
+        self.norm = nn.LayerNorm(WIDTH)
+        self.out = nn.Linear(WIDTH, 4)
+
+    def __call__(self, x):
+        hidden = self.embed(x)
+        for block in self.blocks:
+            hidden = block(hidden)
+        return self.out(self.norm(hidden))
+
+
+POINTS = TapPoints(blocks=("blocks",), signal="blocks.0.attn", signal_argument="x", final="norm")
+
+
+class Scripted:
+    """A gate that skips as told and counts what it was asked."""
+
+    def __init__(self, *skips, forget=False):
+        self.skips = list(skips)
+        self.forget = forget
+        self.changes = []
+        self.resets = 0
+
+    def __call__(self, change):
+        self.changes.append(change)
+        return Verdict(skip=self.skips.pop(0), reason="told so", forget=self.forget)
+
+    def reset(self):
+        self.resets += 1
+
+
+@pytest.fixture
+def transformer():
+    mx.random.seed(0)
+    model = Transformer()
+    mx.eval(model.parameters())
+    return model
+
+
+@pytest.fixture
+def taps(transformer):
+    taps = Taps(transformer, POINTS)
+    yield taps
+    taps.remove()
+
+
+def latents(seed, tokens=5):
+    return mx.random.normal((1, tokens, 4), key=mx.random.key(seed))
+
+
+def run_steps(cache, forward, inputs):
+    outputs = []
+    for x in inputs:
+        outputs.append(cache.run(forward, x))
+        cache.end_step()
+        mx.eval(outputs[-1])
+    return outputs
+
+
+def test_taps_leave_the_module_as_it_was(transformer):
+    classes = {name: type(module) for name, module in transformer.named_modules()}
+    keys = [key for key, _ in tree_flatten(transformer.parameters())]
+    taps = Taps(transformer, POINTS)
+    assert [key for key, _ in tree_flatten(transformer.parameters())] == keys
+    assert isinstance(transformer.norm, nn.LayerNorm)
+    taps.without_blocks(transformer, None, latents(0))
+    taps.remove()
+    assert {name: type(module) for name, module in transformer.named_modules()} == classes
+    assert len(transformer.blocks) == 3
+
+
+def test_the_lists_come_back_when_the_forward_fails(transformer, taps):
+    with pytest.raises(ValueError):
+        taps.without_blocks(lambda: (_ for _ in ()).throw(ValueError()), None)
+    assert len(transformer.blocks) == 3 and not taps.running
+
+
+def test_a_wrong_tap_point_fails_before_anything_is_swapped(transformer):
+    classes = [type(module) for module in transformer.modules()]
+    for wrong in ({"blocks": ("layers",)}, {"signal": "blocks.7.attn"}, {"final": "norm_out"}):
+        with pytest.raises((AttributeError, IndexError)):
+            Taps(transformer, TapPoints(**{**vars(POINTS), **wrong}))
+    assert [type(module) for module in transformer.modules()] == classes
+
+
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.compiles)])
+def test_a_skipped_step_with_unchanged_inputs_is_the_full_step(transformer, taps, compiled):
+    x = latents(1)
+    cache = StepCache(Scripted(True), steps=3)
+    forward = TappedForward(taps, transformer, compiled)
+    first, skipped, last = run_steps(cache, forward, [x, x, x])
+    assert [decision.skipped for decision in cache.record.decisions] == [False, True, False]
+    assert mx.allclose(first, skipped, atol=1e-5)
+    assert mx.array_equal(first, last)
+
+
+def test_computing_only_is_bit_identical_to_the_plain_forward(transformer):
+    inputs = [latents(seed) for seed in range(4)]
+    plain = [transformer(x) for x in inputs]
+    taps = Taps(transformer, POINTS)
+    outputs = run_steps(StepCache(Scripted(False, False), steps=4), TappedForward(taps, transformer), inputs)
+    assert all(mx.array_equal(a, b) for a, b in zip(plain, outputs, strict=True))
+
+
+def test_the_signal_is_the_change_of_the_first_blocks_input(transformer, taps):
+    inputs = [latents(seed) for seed in range(3)]
+    gate = Scripted(False)
+    run_steps(StepCache(gate, steps=3), TappedForward(taps, transformer), inputs)
+    first, second = (2 * transformer.embed(x) for x in inputs[:2])
+    assert gate.changes == pytest.approx([(mx.abs(second - first).mean() / mx.abs(first).mean()).item()])
+
+
+def test_the_signal_is_refreshed_on_skipped_steps_too(transformer, taps):
+    x, y = latents(1), latents(2)
+    gate = Scripted(True, True)
+    run_steps(StepCache(gate, steps=4), TappedForward(taps, transformer), [x, y, y, y])
+    assert gate.changes[0] > 0 and gate.changes[1] == 0
+
+
+def test_first_and_last_steps_do_not_ask_the_gate_and_wait_for_nothing(transformer, taps):
+    gate = Scripted(True)
+    cache = StepCache(gate, steps=6, guard=(3, 2))
+    run_steps(cache, TappedForward(taps, transformer), [latents(seed) for seed in range(6)])
+    reasons = [decision.reason for decision in cache.record.decisions]
+    assert reasons == ["first step"] * 3 + ["told so"] + ["last step"] * 2
+    assert len(gate.changes) == 1 and gate.resets == 5
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+def test_two_or_fewer_steps_skip_nothing(transformer, taps, steps):
+    cache = StepCache(Scripted(), steps=steps)
+    run_steps(cache, TappedForward(taps, transformer), [latents(0)] * steps)
+    assert cache.record.skipped == 0 and cache.record.computed == steps
+
+
+def test_a_changed_shape_computes_and_starts_anew(transformer, taps):
+    cache = StepCache(Scripted(True), steps=4)
+    inputs = [latents(0), latents(0, tokens=7), latents(1, tokens=7), latents(2, tokens=7)]
+    outputs = run_steps(cache, TappedForward(taps, transformer), inputs)
+    assert [decision.skipped for decision in cache.record.decisions] == [False, False, True, False]
+    assert "fits" in cache.record.decisions[1].reason
+    assert outputs[2].shape == (1, 7, 4)
+
+
+def test_forgetting_computes_the_next_step_as_well(transformer, taps):
+    cache = StepCache(Scripted(False, forget=True), steps=5)
+    run_steps(cache, TappedForward(taps, transformer), [latents(seed) for seed in range(3)])
+    assert [decision.reason for decision in cache.record.decisions[1:]] == ["told so", "nothing that fits is kept"]
+
+
+def test_two_branches_share_a_decision_and_keep_a_residual_each(transformer, taps):
+    cond, uncond = latents(1), latents(2)
+    gate = Scripted(True)
+    cache = StepCache(gate, steps=3, branches=2)
+    forward = TappedForward(taps, transformer)
+    for _ in range(3):
+        outputs = [cache.run(forward, cond), cache.run(forward, uncond)]
+        cache.end_step()
+    assert [decision.skipped for decision in cache.record.decisions] == [False, True, False]
+    assert len(gate.changes) == 1
+    for x, output in zip((cond, uncond), outputs, strict=True):
+        assert mx.array_equal(output, transformer(x))
+
+
+def test_two_branches_in_one_call_are_as_two_calls(transformer, taps):
+    def both(cond, uncond):
+        a, b = transformer(cond), transformer(uncond)
+        return b + 4 * (a - b)
+
+    cond, uncond = latents(1), latents(2)
+    cache = StepCache(Scripted(True), steps=3, branches=2)
+    forward = TappedForward(taps, both)
+    outputs = []
+    for _ in range(3):
+        outputs.append(cache.run(forward, cond, uncond))
+        cache.end_step()
+    assert [decision.skipped for decision in cache.record.decisions] == [False, True, False]
+    assert mx.allclose(outputs[0], outputs[1], atol=1e-4)
+
+
+@pytest.mark.parametrize("branches", [1, 2])
+def test_more_calls_than_branches_stand_aside_without_costing_the_output(transformer, taps, branches):
+    cache = StepCache(Scripted(), steps=4, branches=branches)
+    forward = TappedForward(taps, transformer)
+    x = latents(3)
+    outputs = [cache.run(forward, x) for _ in range(branches + 1)]
+    assert "expected" in cache.record.fault
+    assert all(mx.array_equal(output, transformer(x)) for output in outputs)
+
+
+def test_a_transformer_whose_blocks_change_the_width_stands_aside(transformer, taps):
+    class Doubling(Block):
+        def __call__(self, hidden):
+            return mx.concatenate([super().__call__(hidden)] * 2, axis=1)
+
+    for block in transformer.blocks[:1]:
+        block.__class__ = Doubling
+    cache = StepCache(Scripted(), steps=3)
+    output = cache.run(TappedForward(taps, transformer), latents(0))
+    assert "without" in cache.record.fault and output.shape == (1, 10, 4)
+
+
+def test_an_error_of_the_model_is_the_models(transformer, taps):
+    cache = StepCache(Scripted(), steps=3)
+    with pytest.raises(ValueError):
+        cache.run(TappedForward(taps, transformer), mx.zeros((1, 5, 3)))
+
+
+def test_the_residual_keeps_the_models_dtype_and_the_change_is_reduced_in_float32(transformer, taps):
+    transformer.set_dtype(mx.bfloat16)
+    cache = StepCache(Scripted(False), steps=3)
+    cache.run(TappedForward(taps, transformer), latents(0).astype(mx.bfloat16))
+    assert {residual.dtype for residual in cache._residuals.values()} == {mx.bfloat16}
+    current, previous = mx.full((100_000,), 1.0, mx.bfloat16), mx.full((100_000,), 2.0, mx.bfloat16)
+    assert relative_change(current, previous) == 0.5  # a bfloat16 sum of as many ones would stop at 256
+
+
+def test_swapping_a_call_is_undone_in_any_class(transformer):
+    seen = []
+
+    def call(base_call, *args, **kwargs):
+        seen.append(args)
+        return base_call(*args, **kwargs)
+
+    undo = swap_call(transformer.embed, call)
+    x = latents(0)
+    transformer(x)
+    undo()
+    transformer(x)
+    assert len(seen) == 1 and type(transformer.embed) is nn.Linear
