@@ -5,7 +5,7 @@ that `mflux-save` writes; pipelines, weight loader, tokenizer loader, text encod
 writer are mflux's own, with smaller widths:
 
 ========================  ============================================================================================
-`shrink`                  lowers integer literals inside mflux's functions, and puts them back
+`shrink`                  lowers literals inside mflux's functions, and puts them back
 `flux1`, `flux2`          what has to be lowered or registered per family, and the checkpoints
 `tokenizers`, `weights`   the two file formats a checkpoint is made of
 `pictures`                the small input pictures (init image, mask, depth map, reference)
@@ -15,7 +15,7 @@ writer are mflux's own, with smaller widths:
 `fixtures`                the pytest plugin: `tiny` (session) and `eager`
 ========================  ============================================================================================
 
-    python -m tests.tiny mflux-generate-flux2 --prompt ...     the same set-up in a process of its own (see `__main__`)
+    python -m tests.tiny FOLDER mflux-generate-flux2 --model flux2 ...     in a process of its own, see `__main__`
 
 Importing this package imports neither mflux nor MLX.
 """
