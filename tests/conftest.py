@@ -47,9 +47,9 @@ def _state() -> dict[str, object]:
 
 
 @pytest.fixture(autouse=True)
-def as_found(tmp_path, monkeypatch):
+def as_found(tmp_path):
     """A clean environment before, and after it the same `sys.meta_path`, `os.environ` and mflux classes."""
-    with monkeypatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch:  # not the test's own, which is undone before this looks again
         for name in list(os.environ):
             if name.startswith("MFLUX_") and not name.startswith("MFLUX_TINY"):
                 patch.delenv(name)
