@@ -62,8 +62,8 @@ def test_skips_are_counted_and_the_model_is_left_as_it_was(case, tiny, mode):
     with apply_teacache(model, variant=a_variant(case), threshold=ALWAYS) as handle:
         cached = case.generate(model, tiny, num_inference_steps=STEPS)
     assert handle.stats.last.fault is None
-    assert handle.stats.skipped == steps_of(case) - 2 or case.id.endswith("kv")
-    assert 0 < handle.stats.skipped < steps_of(case) - 1
+    # With a key-value cache the second step has no reference tokens any more, so it cannot be compared with the first.
+    assert handle.stats.skipped == steps_of(case) - (3 if case.id == "klein-kv-edit" else 2)
     assert not np.array_equal(plain, cached)
     assert {name: type(module) for name, module in model.named_modules()} == classes
     assert [key for key, _ in tree_flatten(model.parameters())] == keys

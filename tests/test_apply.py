@@ -102,9 +102,8 @@ def test_an_unknown_gate_names_those_there_are(model):
 
 
 def test_a_second_apply_is_refused(model):
-    with apply_teacache(model, variant=a_variant(FLUX1)):
-        with pytest.raises(AlreadyAppliedError, match="already active"):
-            apply_teacache(model, variant=a_variant(FLUX1))
+    with apply_teacache(model, variant=a_variant(FLUX1)), pytest.raises(AlreadyAppliedError, match="already active"):
+        apply_teacache(model, variant=a_variant(FLUX1))
 
 
 def test_a_model_that_mlx_teacache_patched_is_refused(model):
