@@ -65,7 +65,9 @@ def run(args: argparse.Namespace) -> int:
     prompts = tomllib.loads((model / "prompts.toml").read_text())["demo"]
     wanted = [(p["prompt"], p["seed"] + extra) for extra in range(args.seeds) for p in prompts]
     with tqdm(total=3 * len(wanted), unit="picture") as bar, ThreadPoolExecutor(args.jobs) as pool:
-        runs = [run for three in pool.map(lambda what: _three_ways(args, *what, bar), wanted) for run in three]
+        runs = [
+            run for three in pool.map(lambda what: _three_ways(args, what[0], what[1], bar), wanted) for run in three
+        ]
     from mflux_teacache_plugin.cli import figures
 
     figures.comparison(runs[: 3 * len(prompts)], args.out / "comparison.png")
