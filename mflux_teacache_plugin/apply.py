@@ -15,7 +15,7 @@ from mflux_teacache_plugin.caching.step_cache import StepCache
 from mflux_teacache_plugin.caching.taps import TappedForward, Taps, swap_call
 from mflux_teacache_plugin.catalog import Catalog, Match, ModelIdentity, load_catalog, user_folder
 from mflux_teacache_plugin.errors import AlreadyAppliedError, ConflictError, SettingsError, UnsupportedModelError
-from mflux_teacache_plugin.host.manager import load_plugins
+from mflux_teacache_plugin.host.manager import load_plugins, tell
 from mflux_teacache_plugin.host.watch import watch
 from mflux_teacache_plugin.settings import MAX_THRESHOLD
 from mflux_teacache_plugin.variants import Variant
@@ -25,13 +25,13 @@ _MARK = "_mflux_teacache"
 
 def registry() -> Registry:
     """The built-in adapters and those that plugins contribute."""
-    contributed = load_plugins().manager.hook.mflux_adapters()
+    contributed = tell(load_plugins().manager.hook.mflux_adapters)
     return Registry([*BUILT_IN, *(adapter for adapters in contributed for adapter in adapters)], REFUSED)
 
 
 def catalog(coefficients: Path | None = None, strict: bool = True) -> Catalog:
     """All coefficient files; `coefficients`, a file or folder, goes before all others."""
-    contributed = load_plugins().manager.hook.mflux_variants()
+    contributed = tell(load_plugins().manager.hook.mflux_variants)
     return load_catalog(coefficients, [v for variants in contributed for v in variants], strict=strict)
 
 
@@ -256,7 +256,7 @@ def adapter_for(pipeline: type, variant: Variant) -> Adapter:
 def gate_for(variant: Variant) -> GateFactory:
     """The gate that a variant names. Raises UnsupportedModelError if nobody brings it."""
     gates: dict[str, GateFactory] = {"teacache": TeaCacheGate}
-    for contributed in load_plugins().manager.hook.mflux_gates():
+    for contributed in tell(load_plugins().manager.hook.mflux_gates):
         gates.update(contributed)
     if variant.gate not in gates:
         raise UnsupportedModelError(

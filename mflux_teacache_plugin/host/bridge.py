@@ -11,7 +11,6 @@
 
 import importlib.util
 import inspect
-import os
 import sys
 from argparse import Namespace
 from collections.abc import Callable
@@ -21,7 +20,7 @@ from types import FrameType, ModuleType
 from typing import Any
 
 from mflux_teacache_plugin import _startup
-from mflux_teacache_plugin.host.manager import load_plugins
+from mflux_teacache_plugin.host.manager import load_plugins, tell
 from mflux_teacache_plugin.host.watch import watch
 
 #: Module and attribute of every point that is patched; `doctor` looks at them.
@@ -46,7 +45,7 @@ class Bridge:
     def install(self) -> None:
         self._when_imported("mflux.models.common.config.model_config", self._add_models)
         self._when_imported("mflux.cli.parser.parsers", self._patch_parser)
-        for adapters in self._hook.mflux_adapters():
+        for adapters in tell(self._hook.mflux_adapters):
             for adapter in adapters:
                 for pipeline in adapter.pipelines:
                     module, _, name = pipeline.partition(":")
@@ -73,7 +72,7 @@ class Bridge:
         self._undo.append(lambda: names.pop(name) if stock is None else names.update({name: stock}))
 
     def _add_models(self, module: ModuleType) -> None:
-        for models in self._hook.mflux_models():
+        for models in tell(self._hook.mflux_models):
             for name, config in models.items():
                 module.AVAILABLE_MODELS[name] = config
                 self._undo.append(partial(module.AVAILABLE_MODELS.pop, name, None))
@@ -89,7 +88,7 @@ class Bridge:
                 return
             parser.mflux_pipelines = pipelines
             rejected: dict[str, str] = {}
-            _tell(self._hook.mflux_add_options, parser=parser, pipelines=pipelines, rejected=rejected)
+            tell(self._hook.mflux_add_options, parser=parser, pipelines=pipelines, rejected=rejected)
             if rejected:  # the command's own dictionary of what it refuses, which mflux-capabilities reads
                 self._set_name(names, "REJECTED_OPTIONS", {**names.get("REJECTED_OPTIONS", {}), **rejected})
 
@@ -98,7 +97,7 @@ class Bridge:
             if pipelines := getattr(parser, "mflux_pipelines", []):  # mflux-save, -train and -info make no pictures
                 self._args = parsed
                 told = {"parser": parser, "args": parsed, "command": Path(sys.argv[0]).name, "pipelines": pipelines}
-                _tell(self._hook.mflux_options_parsed, **told)
+                tell(self._hook.mflux_options_parsed, **told)
                 for pipeline in pipelines:
                     self._patch_pipeline(pipeline)
             return parsed
@@ -124,12 +123,12 @@ class Bridge:
             self._loading += 1
             try:
                 told = {"pipeline": type(model), "model_config": config, "source": source, "args": self._args}
-                _tell(self._hook.mflux_model_loading, **told)
+                tell(self._hook.mflux_model_loading, **told)
                 stock(model, *args, **kwargs)
             finally:
                 self._loading -= 1
             watch(model, _HookObserver(self._hook, model))
-            _tell(self._hook.mflux_model_loaded, model=model, source=source, args=self._args)
+            tell(self._hook.mflux_model_loaded, model=model, source=source, args=self._args)
 
         self._patch(pipeline, "__init__", __init__)
         pipeline.__init__._mflux_bridge = self  # type: ignore[misc]
@@ -143,29 +142,19 @@ class _HookObserver:
         self._model = model
 
     def generation_begin(self, seed: int, prompt: str, config: Any) -> None:
-        _tell(self._hook.mflux_generation_begin, model=self._model, seed=seed, prompt=prompt, config=config)
+        tell(self._hook.mflux_generation_begin, model=self._model, seed=seed, prompt=prompt, config=config)
 
     def step_end(self, t: int, time_steps: Any) -> None:
-        _tell(self._hook.mflux_step_end, model=self._model, t=t, time_steps=time_steps)
+        tell(self._hook.mflux_step_end, model=self._model, t=t, time_steps=time_steps)
 
     def loop_end(self) -> None:
-        _tell(self._hook.mflux_loop_end, model=self._model)
+        tell(self._hook.mflux_loop_end, model=self._model)
 
     def generation_interrupted(self) -> None:
-        _tell(self._hook.mflux_generation_interrupted, model=self._model)
+        tell(self._hook.mflux_generation_interrupted, model=self._model)
 
     def generation_end(self, image: Any | None) -> None:
-        _tell(self._hook.mflux_generation_end, model=self._model, image=image)
-
-
-def _tell(hook: Any, **arguments: Any) -> None:
-    """Call a hook. A plugin that fails is reported, and costs nobody the picture; one that exits means to."""
-    try:
-        hook(**arguments)
-    except Exception as exception:
-        if os.environ.get("MFLUX_TEACACHE_DEBUG", "") not in ("", "0"):
-            raise
-        print(f"mflux: a plugin failed in {hook.name}: {type(exception).__name__}: {exception}", file=sys.stderr)
+        tell(self._hook.mflux_generation_end, model=self._model, image=image)
 
 
 def _command_module() -> tuple[dict[str, Any], list[type]]:

@@ -8,6 +8,7 @@ from functools import cache
 from typing import Any
 
 import pluggy
+from pluggy import HookCaller
 
 from mflux_teacache_plugin.host import specs
 
@@ -57,3 +58,27 @@ def _register(manager: pluggy.PluginManager, entry_point: importlib.metadata.Ent
     if manager.get_plugin(entry_point.name) is None:
         manager.register(plugin, name=entry_point.name)
         manager.check_pending()  # an unknown hook is refused here, while it is known whose it is
+        for hook in manager.get_hookcallers(plugin) or []:
+            if any(each.plugin is plugin and (each.wrapper or each.hookwrapper) for each in hook.get_hookimpls()):
+                raise TypeError(f"{hook.name} is a hook wrapper; every plugin is called by itself here")
+
+
+def tell(hook: HookCaller, **arguments: Any) -> list[Any]:
+    """Call a hook of every plugin, the newest first, and give what they returned, without None.
+
+    Each is called by itself: one that fails is reported by name, keeps no other from being called, and costs nobody the
+    picture. One that exits means to.
+    """
+    results = []
+    for implementation in reversed(hook.get_hookimpls()):
+        try:
+            result = implementation.function(*(arguments[name] for name in implementation.argnames))
+        except Exception as exception:
+            if os.environ.get("MFLUX_TEACACHE_DEBUG", "") not in ("", "0"):
+                raise
+            why = f"{type(exception).__name__}: {exception}"
+            print(f"mflux: the plugin '{implementation.plugin_name}' failed in {hook.name}: {why}", file=sys.stderr)
+            continue
+        if result is not None:
+            results.append(result)
+    return results

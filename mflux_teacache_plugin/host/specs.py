@@ -1,7 +1,8 @@
 """The hooks that a plugin of mflux can implement. Project name and entry-point group: `mflux`.
 
 A plugin is a module or object named by an entry point of that group; it marks its functions with `hookimpl`, takes those of
-the arguments it wants, and need not implement more than one. docs/hooks.md is checked against this file.
+the arguments it wants, and need not implement more than one. Every plugin is called by itself, the newest first, and one
+that fails keeps no other from being called. docs/hooks.md is checked against this file.
 """
 
 from argparse import ArgumentParser, Namespace
