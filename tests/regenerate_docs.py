@@ -1,0 +1,168 @@
+"""The parts of the documentation that are made from the code: help texts, tables of models and commands, sample lines.
+
+    python -m tests.regenerate_docs
+
+writes them into the Markdown files, between `<!-- generated: NAME -->` and `<!-- end -->`. `test_docs` compares.
+"""
+
+import argparse
+import contextlib
+import io
+import os
+import re
+import sys
+from collections.abc import Callable, Mapping
+from importlib.metadata import entry_points, version
+from pathlib import Path
+from unittest import mock
+
+import pluggy
+
+ROOT = Path(__file__).parents[1]
+
+#: Width of the help texts.
+COLUMNS = 100
+
+_BLOCK = re.compile(r"(<!-- generated: (?P<name>[a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def main() -> None:
+    """Rewrite every block that is out of date, and say which."""
+    for file, blocks in BLOCKS.items():
+        path = ROOT / file
+        before = path.read_text(encoding="utf-8")
+        after = regenerated(before, blocks)
+        if after != before:
+            path.write_text(after, encoding="utf-8")
+            print(f"{file} rewritten")
+
+
+def regenerated(text: str, blocks: Mapping[str, Callable[[], str]]) -> str:
+    """`text` with each of its blocks made anew. KeyError: a block that `blocks` does not know."""
+    return _BLOCK.sub(lambda found: f"{found[1]}{blocks[found['name']]()}{found[3]}", text)
+
+
+def named(text: str) -> set[str]:
+    """The names of the blocks in a text."""
+    return {found["name"] for found in _BLOCK.finditer(text)}
+
+
+def verb_help(verb: str | None) -> str:
+    """What `mflux-teacache [verb] --help` prints."""
+    from mflux_teacache_plugin.cli import main
+
+    printed = io.StringIO()
+    argv = [*([verb] if verb else []), "--help"]
+    with _fixed_terminal(), contextlib.redirect_stdout(printed), contextlib.suppress(SystemExit):
+        main(argv)
+    return _fenced(f"$ mflux-teacache {' '.join(argv)}\n{printed.getvalue()}")
+
+
+def option_help() -> str:
+    """The plugin's own group in the `--help` of an image command."""
+    from mflux_teacache_plugin import plugin
+    from mflux_teacache_plugin.host import specs
+
+    manager = pluggy.PluginManager("mflux")
+    manager.add_hookspecs(specs)
+    manager.register(plugin)
+    parser = argparse.ArgumentParser(usage=argparse.SUPPRESS, add_help=False)
+    manager.hook.mflux_add_options(parser=parser, pipelines=[], rejected={})
+    with _fixed_terminal():
+        text = parser.format_help().strip()
+    return _fenced(text.replace(version("mflux-teacache-plugin"), "X.Y.Z") + "\n")
+
+
+def variants() -> str:
+    """The table of the coefficient files that ship."""
+    from mflux_teacache_plugin.catalog import packaged_folder
+    from mflux_teacache_plugin.variants import read_variant
+
+    rows = ["| model | variant | threshold | numbers | also serves |", "|---|---|---|---|---|"]
+    for path in sorted(packaged_folder().glob("*.toml")):
+        variant = read_variant(path)
+        fitted = "fitted on it" if variant.provenance.fitted else "borrowed"
+        numbers = f"{fitted}; *distilled*" if variant.distilled else fitted
+        related = ", ".join(name.removeprefix("black-forest-labs/") for name in variant.related) or "–"
+        models = ", ".join(variant.models)
+        rows.append(f"| {models} | `{variant.id}` | {variant.threshold:g} | {numbers} | {related} |")
+    return "\n".join(rows) + "\n"
+
+
+def commands() -> str:
+    """mflux's commands that build a pipeline with an adapter."""
+    from mflux_teacache_plugin.adapters import BUILT_IN, REFUSED, Registry
+
+    registry = Registry(BUILT_IN, REFUSED)
+    packages = tuple({".".join(name.split(".")[:3]) + "." for name in registry.pipelines()})
+    rows = ["| command | pipeline in Python | adapters |", "|---|---|---|"]
+    for script in sorted(entry_points(group="console_scripts"), key=lambda script: script.name):
+        if not script.value.startswith(packages):
+            continue
+        names = vars(sys.modules[script.load().__module__])
+        for value in names.values():
+            if isinstance(value, type) and hasattr(value, "generate_image") and (serving := registry.serving(value)):
+                adapters = ", ".join(f"`{id}`" for id in serving)
+                rows.append(f"| `{script.name}` | `{value.__name__}` | {adapters} |")
+    return "\n".join(rows) + "\n"
+
+
+def summary_lines() -> str:
+    """What is printed after a picture, in each case."""
+    from mflux_teacache_plugin import report
+    from mflux_teacache_plugin.caching.stats import Decision, Generation
+    from mflux_teacache_plugin.catalog import packaged_folder
+    from mflux_teacache_plugin.variants import read_variant
+
+    def steps(count: int, skipped: int = 0, reason: str = "", change: float = 0.0, estimate: float = 0.0) -> Generation:
+        decisions = [Decision(step, step <= skipped, reason, change, estimate) for step in range(1, count - 1)]
+        return Generation(
+            count, [Decision(0, False, "first step"), *decisions, Decision(count - 1, False, "last step")]
+        )
+
+    ids = ("flux1-dev", "flux2-klein-base-4b", "flux1-schnell")
+    dev, base, schnell = (read_variant(packaged_folder() / f"{id}.toml") for id in ids)
+    fault = steps(25, skipped=2)
+    del fault.decisions[8:]
+    fault.fault = "ValueError: an example"
+    lines = [
+        report.summary(steps(25, skipped=6), 0.2, dev),
+        report.summary(steps(25, estimate=0.18), 0.1, dev),
+        report.summary(steps(8, reason="above the fitted range", change=0.251), 0.17, base),
+        report.summary(steps(4, estimate=0.35), 0.2, schnell),
+        report.summary(Generation(2, [Decision(step, False, "first step") for step in range(2)]), 0.2, dev),
+        report.summary(fault, 0.2, dev),
+    ]
+    return _fenced("".join(f"TeaCache: {line}\n" for line in lines))
+
+
+def _fenced(text: str) -> str:
+    return f"```text\n{text}```\n"
+
+
+@contextlib.contextmanager
+def _fixed_terminal():
+    with mock.patch.dict(os.environ, COLUMNS=str(COLUMNS), NO_COLOR="1"), mock.patch.object(sys, "argv", ["mflux"]):
+        os.environ.pop("FORCE_COLOR", None)
+        yield
+
+
+def _verbs() -> list[str]:
+    from mflux_teacache_plugin.cli import VERBS
+
+    return list(VERBS)
+
+
+#: File → name of a block in it → what makes the block.
+BLOCKS: dict[str, dict[str, Callable[[], str]]] = {
+    "README.md": {"variants": variants, "commands": commands},
+    "docs/options.md": {
+        "option-help": option_help,
+        "help": lambda: verb_help(None),
+        **{f"help-{verb}": (lambda verb=verb: verb_help(verb)) for verb in _verbs()},
+    },
+    "docs/tutorial.md": {"summary-lines": summary_lines},
+}
+
+if __name__ == "__main__":
+    main()
