@@ -2,36 +2,12 @@
 
 import os
 import platform
-import tomllib
 from importlib.metadata import version
 from typing import Any
 
 import numpy as np
 
-from mflux_teacache_plugin import demo_model
-from mflux_teacache_plugin.host import bridge
-
 SIDE = 128
-
-
-def load() -> Any:
-    """mflux's own Flux2Klein with the demo model."""
-    import mflux
-
-    bridge.install()
-    from mflux.models.common.config.model_config import ModelConfig
-    from mflux.models.flux2.variants import Flux2Klein
-
-    del mflux
-    return Flux2Klein(model_config=ModelConfig.from_name(demo_model.NAME))
-
-
-def prompts(kind: str) -> list[dict[str, Any]]:
-    """The prompts with their seeds: `demo`, `benchmark` or `calibration`."""
-    folder = demo_model.folder()
-    if folder is None:
-        raise SystemExit("there is no demo model; set MFLUX_TEACACHE_DEMO")
-    return tomllib.loads((folder / "prompts.toml").read_text())[kind]
 
 
 def generate(model: Any, prompt: dict[str, Any], steps: int, guidance: float) -> tuple[np.ndarray, float]:

@@ -12,10 +12,11 @@ from contextlib import nullcontext
 from typing import Any
 
 import mlx.core as mx
-from _demo import generate, load, machine, prompts
+from _demo import generate, machine
 
 from mflux_teacache_plugin import apply_teacache
 from mflux_teacache_plugin.cli.output import print_table
+from mflux_teacache_plugin.demo_model import load, prompts
 
 NEVER, ALWAYS = 1e-9, 2.0
 

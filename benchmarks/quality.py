@@ -7,12 +7,13 @@ import argparse
 from pathlib import Path
 
 import numpy as np
-from _demo import generate, load, machine, prompts
+from _demo import generate, machine
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from tqdm import tqdm
 
 from mflux_teacache_plugin import apply_teacache
 from mflux_teacache_plugin.cli.output import print_table
+from mflux_teacache_plugin.demo_model import load, prompts
 
 
 def similarity(pictures: list[np.ndarray], references: list[np.ndarray]) -> tuple[float, float, float, float]:

@@ -6,6 +6,7 @@ mflux writes some of FLUX.2's sizes as literals. While it builds this one model,
 
 import json
 import os
+import tomllib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -60,6 +61,27 @@ def models() -> Mapping[str, Any]:
     )
     config.demo_model = path
     return {NAME: config}
+
+
+def load() -> Any:
+    """The demo model in mflux's own Flux2Klein, from Python.
+
+    Raises:
+        SettingsError: the model is not to be found.
+    """
+    from mflux.models.flux2.variants.txt2img.flux2_klein import Flux2Klein
+
+    found = models()
+    if not found:
+        raise SettingsError("there is no demo model", hint=f"set {ENVIRONMENT} to a copy of examples/demo_model/{NAME}")
+    prepare(found[NAME])
+    return Flux2Klein(model_config=found[NAME])
+
+
+def prompts(purpose: str) -> list[dict[str, Any]]:
+    """The model's fixed prompts with their seeds: `demo`, `benchmark` or `calibration`."""
+    path = folder()
+    return [] if path is None else tomllib.loads((path / "prompts.toml").read_text())[purpose]
 
 
 def _sizes(path: Path) -> dict[str, Any]:

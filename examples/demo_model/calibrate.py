@@ -7,7 +7,6 @@ Needs mflux and the plugin. Nothing is skipped while it records. Only the prompt
 
 import argparse
 import datetime
-import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,6 @@ from mflux_teacache_plugin import demo_model
 from mflux_teacache_plugin.adapters import KLEIN_BASE
 from mflux_teacache_plugin.caching.step_cache import relative_change
 from mflux_teacache_plugin.caching.taps import Taps, swap_call
-from mflux_teacache_plugin.host import bridge
 
 SIDE = 128
 DEGREES = (1, 2, 3, 4)
@@ -108,15 +106,8 @@ def main() -> None:
     parser.add_argument("--threshold", type=float, required=True, help="chosen with benchmarks/quality.py")
     args = parser.parse_args()
     mx.disable_compile()  # a compiled step would run around the taps
-    bridge.install()
-    from mflux.models.common.config.model_config import ModelConfig
-    from mflux.models.flux2.variants import Flux2Klein
-
-    folder = demo_model.folder()
-    if folder is None:
-        raise SystemExit(f"there is no demo model; set {demo_model.ENVIRONMENT}")
-    model = Flux2Klein(model_config=ModelConfig.from_name(demo_model.NAME))
-    prompts = tomllib.loads((folder / "prompts.toml").read_text())["calibration"]
+    model = demo_model.load()
+    prompts = demo_model.prompts("calibration")
     groups = [record(model, [prompt], args.steps, args.guidance) for prompt in prompts]
     changes = np.concatenate(groups)
     polynomial, r2 = fit(changes)

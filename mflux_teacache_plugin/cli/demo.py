@@ -7,7 +7,6 @@ import json
 import statistics
 import subprocess
 import sys
-import tomllib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -56,13 +55,12 @@ def run(args: argparse.Namespace) -> int:
     if missing:
         hint = 'pip install "mflux-teacache-plugin[pictures]"'
         raise SettingsError(f"the demo needs {' and '.join(missing)} for its figures", hint=hint)
-    model = demo_model.folder()
-    if model is None:
+    prompts = demo_model.prompts("demo")
+    if not prompts:
         raise SettingsError(
             "the demo model is not installed with the package", hint=f"set {demo_model.ENVIRONMENT} to a copy of it"
         )
     args.out.mkdir(parents=True, exist_ok=True)
-    prompts = tomllib.loads((model / "prompts.toml").read_text())["demo"]
     wanted = [(p["prompt"], p["seed"] + extra) for extra in range(args.seeds) for p in prompts]
     with tqdm(total=3 * len(wanted), unit="picture") as bar, ThreadPoolExecutor(args.jobs) as pool:
         runs = [
