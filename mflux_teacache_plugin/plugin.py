@@ -4,6 +4,7 @@ import os
 import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterable, Mapping, MutableMapping
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NoReturn
@@ -23,19 +24,20 @@ _HELP = (
 )
 
 
+@dataclass(frozen=True)
 class Request:
-    """What an image command asked for: kept in its parsed options as `teacache_request`."""
+    """What was asked for, with the coefficient files and the parser that refuses: `args.teacache_request`."""
 
-    def __init__(self, wanted: Settings, files: Catalog, parser: ArgumentParser) -> None:
-        self.wanted = wanted
-        self.files = files
-        self._parser = parser
+    wanted: Settings
+    files: Catalog
+    parser: ArgumentParser
 
-    def impossible(self, error: TeaCacheError) -> None:
-        """Refuse with exit code 2 what was asked for in so many words; warn where the environment asks for everything."""
-        if self.wanted.explicit:
-            refuse(self._parser, error)
-        _say_switched_off(error)
+
+def impossible(wanted: Settings, parser: ArgumentParser, error: TeaCacheError) -> None:
+    """Refuse with exit code 2 what was asked for in so many words; warn where the environment asks for everything."""
+    if wanted.explicit:
+        refuse(parser, error)
+    _say_switched_off(error)
 
 
 def refuse(parser: ArgumentParser, error: TeaCacheError) -> NoReturn:
@@ -52,7 +54,11 @@ def mflux_adapters() -> Iterable[Adapter]:
 
 @hookimpl(optionalhook=True)
 def mflux_models() -> Mapping[str, Any]:
-    return demo_model.models()
+    try:
+        return demo_model.models()
+    except TeaCacheError as error:
+        _say(f"{error.error}; {error.hint}")
+        return {}
 
 
 @hookimpl(optionalhook=True)
@@ -86,17 +92,18 @@ def mflux_options_parsed(parser: ArgumentParser, args: Namespace, command: str, 
     args.teacache_request = None
     try:
         wanted = settings.resolve(args, os.environ)
-        if wanted is None:
-            return
-        files = apply.catalog(wanted.coefficients)
     except TeaCacheError as error:
         refuse(parser, error)
-    request = Request(wanted, files, parser)
+    if wanted is None:
+        return
     try:
         _check_command(args, command, pipelines)
     except TeaCacheError as error:
-        return request.impossible(error)
-    args.teacache_request = request
+        return impossible(wanted, parser, error)
+    try:
+        args.teacache_request = Request(wanted, apply.catalog(wanted.coefficients), parser)
+    except TeaCacheError as error:
+        refuse(parser, error)  # a broken file of the user's is an error, whoever asked
 
 
 @hookimpl(optionalhook=True)
@@ -108,7 +115,7 @@ def mflux_model_loading(pipeline: type, model_config: Any | None, source: str | 
     try:
         _match(pipeline, model_config, source, request.wanted, request.files)
     except TeaCacheError as error:
-        request.impossible(error)
+        impossible(request.wanted, request.parser, error)
         args.teacache_request = None  # type: ignore[union-attr]
 
 
@@ -125,7 +132,7 @@ def mflux_model_loaded(model: Any, source: str | None, args: Namespace | None) -
         match = _match(type(model), model.model_config, source, wanted, files)
         handle = apply.apply_teacache(model, threshold=wanted.threshold, variant=match.variant)
     except TeaCacheError as error:
-        return request.impossible(error)
+        return impossible(request.wanted, request.parser, error)
     if wanted.coefficients is not None:  # absolute: -C may replay it from another folder
         handle.coefficients = str(wanted.coefficients.expanduser().absolute())
     _notes(match, model.model_config, source, wanted)

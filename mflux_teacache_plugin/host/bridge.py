@@ -74,8 +74,7 @@ class Bridge:
     def _add_models(self, module: ModuleType) -> None:
         for models in tell(self._hook.mflux_models):
             for name, config in models.items():
-                module.AVAILABLE_MODELS[name] = config
-                self._undo.append(partial(module.AVAILABLE_MODELS.pop, name, None))
+                self._set_name(module.AVAILABLE_MODELS, name, config)
 
     def _patch_parser(self, module: ModuleType) -> None:
         parser_class = module.CommandLineParser

@@ -46,7 +46,7 @@ class Watch:
                 image = generate(*args, **kwargs)
                 return image
             finally:
-                for observer in list(self.observers):
+                for observer in reversed(self.observers):  # the last to come leaves first
                     observer.generation_end(image)
 
         object.__setattr__(model, "generate_image", generate_image)
