@@ -385,13 +385,13 @@ def test_ctrl_c_in_a_callback_reaches_the_user(sample):
 
 def test_faults_do_not_end_a_starting_interpreter(sample, capsys):
     """mflux imported before the start-up file ran: the callback is called inside `activate`."""
-    sys.modules["mflux"] = ModuleType("mflux")
     for fault in (SystemExit, KeyboardInterrupt):
 
         def install(module: ModuleType, fault=fault) -> None:
             raise fault
 
         with pytest.MonkeyPatch.context() as patch:
+            patch.setitem(sys.modules, "mflux", ModuleType("mflux"))
             patch.setattr(_startup, "_install_bridge", install)
             _startup.activate("a test")
         assert fault.__name__ in capsys.readouterr().err

@@ -18,7 +18,7 @@ VERBS = {
     "show": "show everything about one variant",
     "doctor": "check the installation, each problem with its mend",
     "exec": "run an mflux command or a Python script with the plugin, without the start-up file",
-    "demo": "make pictures with the demo model: plain, with TeaCache, and plain in as much time",
+    "demo": "make pictures with the demo model: plain, with TeaCache, and plain in as many steps",
 }
 
 
