@@ -497,6 +497,19 @@ def test_a_python_script_under_the_environment(tiny, tmp_path) -> None:
     assert re.findall("TeaCache: .*", done.stderr) == ["TeaCache: skipped 2 of 4 steps (threshold 0.25, mine)"]
 
 
+@pytest.mark.parametrize("value", ["auto", "high"])
+def test_in_python_what_cannot_be_done_is_one_line(value: str, mine: Path, said, tiny, monkeypatch) -> None:
+    mine.write_text(mine.read_text().replace("threshold = 0.25", "threshold = 5"))
+    monkeypatch.setenv("MFLUX_TEACACHE", value)
+    model = case("flux1").build(tiny)
+    (line,) = said()
+    assert line.startswith("switched off for this run: ")
+    named = [str(mine), "threshold: "] if value == "auto" else ["MFLUX_TEACACHE: 'high' is neither a number"]
+    assert all(words in line for words in named), line
+    assert case("flux1").generate(model, tiny).any()
+    assert said() == []
+
+
 def test_python_m() -> None:
     argv = [sys.executable, "-m", "mflux.models.flux.cli.flux_concept", "--concept", "x", "--prompt", "x", "--teacache"]
     done = subprocess.run(argv, capture_output=True, text=True)
