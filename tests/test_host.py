@@ -393,12 +393,12 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callabl
     monkeypatch.syspath_prepend(str(folder))
     modules = []
 
-    def install(name: str, source: str) -> None:
+    def install(name: str, source: str, whose: str = "their") -> None:
         modules.append(f"{name}_module")
         (folder / f"{name}_module.py").write_text(source)
-        info = folder / f"their_{name}-1.2.dist-info"
+        info = folder / f"{whose}_{name}-1.2.dist-info"
         info.mkdir()
-        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: their-{name}\nVersion: 1.2\n")
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {whose}-{name}\nVersion: 1.2\n")
         (info / "entry_points.txt").write_text(f"[mflux]\n{name} = {name}_module\n")
         importlib.invalidate_caches()
 
@@ -431,6 +431,16 @@ def test_an_installed_plugin_takes_part(package, connect: Connect, tiny, capsys)
     assert found["plugin telling"]["detail"] == "loaded, from their-telling 1.2"
     assert found["plugin teacache"]["status"] == found["plugin telling"]["status"] == "ok"
     assert code == 0
+
+
+def test_a_second_plugin_of_one_name_is_left_out_and_named(package, connect: Connect, tiny, capsys) -> None:
+    package("telling", TELLING)
+    package("telling", TELLING, whose="another")
+    connect()
+    assert "has a plugin of that name" in capsys.readouterr().err
+    case("flux1").run(tiny, "--steps", "2")
+    assert capsys.readouterr().out.count("they saw step 0") == 1
+    assert findings(capsys)[0] == 1
 
 
 def test_a_plugin_can_be_blocked(package, connect: Connect, tiny, capsys, monkeypatch) -> None:

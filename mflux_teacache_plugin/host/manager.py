@@ -41,26 +41,32 @@ def load_plugins() -> Loaded:
             loaded.manager.set_blocked(name)
             loaded.blocked.append(name)
             continue
+        distribution = "?" if entry_point.dist is None else f"{entry_point.dist.name} {entry_point.dist.version}"
+        if loaded.manager.has_plugin(name):
+            _leave_out(loaded, f"{name} ({distribution})", f"{loaded.distributions[name]} has a plugin of that name")
+            continue
         try:
             _register(loaded.manager, entry_point)
         except (Exception, SystemExit) as exception:  # noqa: BLE001 - somebody else's plugin may fail in any way
             loaded.manager.unregister(name=name)
-            loaded.failed[name] = f"{type(exception).__name__}: {exception}"
-            print(f"mflux: the plugin '{name}' is left out: {loaded.failed[name]}", file=sys.stderr)
+            _leave_out(loaded, name, f"{type(exception).__name__}: {exception}")
             continue
-        if entry_point.dist is not None:
-            loaded.distributions[name] = f"{entry_point.dist.name} {entry_point.dist.version}"
+        loaded.distributions[name] = distribution
     return loaded
+
+
+def _leave_out(loaded: Loaded, name: str, why: str) -> None:
+    loaded.failed[name] = why
+    print(f"mflux: the plugin '{name}' is left out: {why}", file=sys.stderr)
 
 
 def _register(manager: pluggy.PluginManager, entry_point: importlib.metadata.EntryPoint) -> None:
     plugin: Any = entry_point.load()
-    if manager.get_plugin(entry_point.name) is None:
-        manager.register(plugin, name=entry_point.name)
-        manager.check_pending()  # an unknown hook is refused here, while it is known whose it is
-        for hook in manager.get_hookcallers(plugin) or []:
-            if any(each.plugin is plugin and (each.wrapper or each.hookwrapper) for each in hook.get_hookimpls()):
-                raise TypeError(f"{hook.name} is a hook wrapper; every plugin is called by itself here")
+    manager.register(plugin, name=entry_point.name)
+    manager.check_pending()  # an unknown hook is refused here, while it is known whose it is
+    for hook in manager.get_hookcallers(plugin) or []:
+        if any(each.plugin is plugin and (each.wrapper or each.hookwrapper) for each in hook.get_hookimpls()):
+            raise TypeError(f"{hook.name} is a hook wrapper; every plugin is called by itself here")
 
 
 def tell(hook: HookCaller, **arguments: Any) -> list[Any]:
