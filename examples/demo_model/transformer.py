@@ -1,0 +1,250 @@
+"""The FLUX.2 Klein-base transformer, small, and its training by flow matching.
+
+While the VAE trains beside it, the transformer trains in one process; then in two, which average their gradients. On
+shared cores that is faster than one process with two threads, which wait for each other in every operation.
+"""
+
+import math
+import time
+from pathlib import Path
+from subprocess import Popen
+from tempfile import TemporaryDirectory
+
+import data
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from diffusers import Flux2Transformer2DModel
+from muon import Muon
+from sampling import grid_of_pictures, token_ids
+from torch import Tensor, nn
+from tqdm import tqdm
+from vae import VARIANCE
+
+GEOMETRY = {
+    "num_layers": 2,
+    "num_single_layers": 4,
+    "attention_head_dim": 64,
+    "num_attention_heads": 3,
+    "joint_attention_dim": 96,
+    "timestep_guidance_channels": 64,
+    "mlp_ratio": 3.0,
+    "axes_dims_rope": [8, 24, 24, 8],
+}
+FIXED = {"patch_size": 1, "in_channels": 128, "rope_theta": 2000, "guidance_embeds": False}  # as in every FLUX.2
+
+BATCH, MUON_RATE, ADAMW_RATE, WARM_UP = 32, 3e-3, 1.5e-3, 100
+DROPPED = 0.1  # share of pictures trained without their caption
+SIGMA_MEAN, SIGMA_SPREAD, SIGMA_UNIFORM = 1.4, 1.2, 0.1  # logit-normal, and the share drawn uniformly instead
+FIRST_SHARES = (0.70, 0.30, 0.0, 0.0, 0.0, 0.0, 0.0)  # of starters, then of data.KINDS
+EARLY_SHARES = (0.0, 0.76, 0.06, 0.06, 0.06, 0.0, 0.06)
+FINAL_SHARES = (0.80, 0.08, 0.04, 0.04, 0.04, 0.0, 0.0)
+LESSONS = (0.1, 0.3, 0.5)  # shares of the training at which the first, early and final mixtures are reached
+CHECK_EVERY, DRAW_EVERY = 200, 400  # steps
+
+
+def build() -> Flux2Transformer2DModel:
+    """Starts by predicting zero, with modulation near zero."""
+    torch.manual_seed(0)
+    model = Flux2Transformer2DModel(**GEOMETRY, **FIXED)
+    for name, weight in model.named_parameters():
+        if "modulation" in name or name.startswith("norm_out"):
+            nn.init.normal_(weight, std=0.02)
+        elif name.startswith("proj_out"):
+            nn.init.zeros_(weight)
+    return model
+
+
+def load(folder: Path) -> Flux2Transformer2DModel:
+    """The trained transformer (moving average), in evaluation mode."""
+    model = build()
+    model.load_state_dict(torch.load(folder / "transformer.pt")["average"])
+    return model.eval().requires_grad_(False)
+
+
+def pack(latents: Tensor) -> Tensor:
+    """Latents (n, 32, 16, 16) as the transformer's normalized tokens (n, 64, 128), one for 2x2 positions."""
+    n, channels, height, width = latents.shape
+    blocks = latents.float().reshape(n, channels, height // 2, 2, width // 2, 2).permute(0, 1, 3, 5, 2, 4)
+    return blocks.reshape(n, 4 * channels, -1).transpose(1, 2) / math.sqrt(VARIANCE + 1e-4)
+
+
+class Training:
+    """Resumable from its checkpoint; the learning rate and the curriculum follow the minutes spent."""
+
+    def __init__(self, folder: Path, minutes: float, rank: int = 0, processes: int = 1):
+        torch.set_num_threads(1)
+        self.rank, self.processes = rank, processes
+        self.folder, self.file, self.seconds = folder, folder / "transformer.pt", 60 * minutes
+        self.starters = torch.load(folder / "starter.pt", mmap=True)["latents"]
+        self.latents = torch.load(folder / "latents.pt", mmap=True)["latents"]
+        texts = torch.load(folder / "embeddings.pt")
+        self.embeddings = texts["embeddings"]  # row 0: no caption
+        self.rows = torch.cat([texts["starter"], texts["rows"]])
+        kinds = torch.cat([torch.zeros(len(self.starters)), torch.load(folder / "captions.pt")["kinds"] + 1])
+        self.by_kind = [torch.nonzero(kinds == kind).flatten() for kind in range(len(data.KINDS) + 1)]
+        self.checked, self.checked_rows = pack(torch.load(folder / "held_out.pt")["latents"]), texts["held_out"]
+        self.model = build()
+        hidden = [p for n, p in self.model.named_parameters() if p.ndim == 2 and "transformer_blocks" in n]
+        others = [p for p in self.model.parameters() if all(p is not h for h in hidden)]
+        self.optimizers = {
+            MUON_RATE: Muon(hidden, weight_decay=0.02),
+            ADAMW_RATE: torch.optim.AdamW(others, betas=(0.9, 0.98), weight_decay=0.01),
+        }
+        self.average = {name: value.clone() for name, value in self.model.state_dict().items()}
+        self.state = {"elapsed": 0.0, "step": 0, "history": []}
+        if self.file.exists():
+            saved = torch.load(self.file)
+            self.model.load_state_dict(saved["weights"])
+            for optimizer, content in zip(self.optimizers.values(), saved["optimizers"], strict=True):
+                optimizer.load_state_dict(content)
+            self.average, self.state = saved["average"], saved["state"]
+
+    @property
+    def progress(self) -> float:
+        return min(self.state["elapsed"] / self.seconds, 1.0)
+
+    def save(self) -> None:
+        content = {
+            "weights": self.model.state_dict(),
+            "average": self.average,
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers.values()],
+            "state": self.state,
+        }
+        torch.save(content, self.file.with_suffix(".tmp"))
+        self.file.with_suffix(".tmp").replace(self.file)
+
+    def batch(self, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """Tokens (BATCH, 64, 128), text (BATCH, 16, 96) and sigmas (BATCH,)."""
+        mixtures = zip(FIRST_SHARES, EARLY_SHARES, FINAL_SHARES, strict=True)
+        shares = torch.tensor([np.interp(self.progress, LESSONS, mixture) for mixture in mixtures])
+        kinds = torch.multinomial(shares, BATCH, replacement=True, generator=generator)
+        draws = torch.rand(4, BATCH, generator=generator)
+        members = [self.by_kind[kind] for kind in kinds]
+        picked = torch.stack([m[int(d * len(m))] for m, d in zip(members, draws[0].tolist(), strict=True)])
+        rows = torch.where(draws[1] < DROPPED, 0, self.rows[picked])
+        quantiles = ((torch.arange(BATCH) + draws[2]) / BATCH).clamp(1e-4, 1 - 1e-4)  # stratified
+        sigmas = torch.sigmoid(SIGMA_MEAN + SIGMA_SPREAD * torch.special.ndtri(quantiles))
+        sigmas = torch.where(draws[3] < SIGMA_UNIFORM, draws[2], sigmas)
+        first = len(self.starters)
+        latents = [self.starters[p] if p < first else self.latents[p - first] for p in picked.tolist()]
+        return pack(torch.stack(latents)), self.embeddings[rows], sigmas
+
+    @staticmethod
+    def loss(model: nn.Module, tokens: Tensor, texts: Tensor, sigmas: Tensor, noise: Tensor) -> Tensor:
+        """Squared error of the predicted velocity, noise - tokens, for each picture."""
+        at = sigmas[:, None, None]
+        image_ids, text_ids = token_ids()
+        velocity = model((1 - at) * tokens + at * noise, texts, sigmas, image_ids, text_ids, return_dict=False)[0]
+        return (velocity - (noise - tokens)).square().mean((1, 2))
+
+    def step(self) -> float:
+        generator = torch.Generator().manual_seed(2 * self.state["step"] + self.rank)
+        tokens, texts, sigmas = self.batch(generator)
+        noise = torch.randn(tokens.shape, generator=generator)
+        loss = self.loss(self.model, tokens, texts, sigmas, noise).mean()
+        loss.backward()
+        now = time.monotonic()
+        self.state["elapsed"] += now - self.last
+        self.last = now
+        if self.processes > 1:
+            self.share()
+        nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        decay = min(1.0, (1 - self.progress) / 0.7)  # constant for the first 30 %, then down to zero
+        for rate, optimizer in self.optimizers.items():
+            optimizer.param_groups[0]["lr"] = rate * decay * min(1, (self.state["step"] + 1) / WARM_UP)
+            optimizer.step()
+            optimizer.zero_grad()
+        self.state["step"] += 1
+        keep = min(0.995, self.state["step"] / (self.state["step"] + 15))
+        torch._foreach_lerp_(list(self.average.values()), list(self.model.state_dict().values()), 1 - keep)
+        return float(loss.detach())
+
+    def share(self) -> None:
+        """Average the gradients, and the time spent, over the processes."""
+        gradients = [weight.grad for weight in self.model.parameters()]
+        message = torch.cat([*(g.flatten() for g in gradients), torch.tensor([self.state["elapsed"]])])
+        torch.distributed.all_reduce(message)
+        *means, elapsed = (message / self.processes).split([*(g.numel() for g in gradients), 1])
+        for gradient, mean in zip(gradients, means, strict=True):
+            gradient.copy_(mean.view_as(gradient))
+        self.state["elapsed"] = float(elapsed)
+
+    @torch.no_grad()
+    def check(self) -> dict[str, float]:
+        """Held-out loss of the average, on fixed noise and evenly spread sigmas, also by quarter of sigma."""
+        model = self.averaged()
+        count = len(self.checked)
+        generator = torch.Generator().manual_seed(1)
+        noise = torch.randn(self.checked.shape, generator=generator)
+        sigmas = torch.linspace(0.03, 0.97, count)[torch.randperm(count, generator=generator)]
+        losses = torch.cat(
+            [
+                self.loss(
+                    model, self.checked[part], self.embeddings[self.checked_rows[part]], sigmas[part], noise[part]
+                )
+                for part in torch.arange(count).split(BATCH)
+            ]
+        )
+        quarters = {f"q{q + 1}": float(losses[(4 * sigmas).long() == q].mean()) for q in range(4)}
+        return {"held_out": float(losses.mean()), **quarters}
+
+    def averaged(self) -> Flux2Transformer2DModel:
+        model = build()
+        model.load_state_dict(self.average)
+        return model.eval()
+
+    def plot(self) -> None:
+        history = self.state["history"]
+        figure, axes = plt.subplots(figsize=(6, 3.5), layout="constrained")
+        minutes = [entry["minute"] for entry in history]
+        for key, label in {
+            "train": "training",
+            "held_out": "held out",
+            "q2": "held out, σ .25 to .5",
+            "q4": "σ .75 to 1",
+        }.items():
+            axes.plot(minutes, [entry[key] for entry in history], label=label)
+        axes.set(xlabel="minutes", ylabel="squared error of the velocity", yscale="log")
+        axes.legend()
+        figure.savefig(self.folder / "loss.png", dpi=100)
+        plt.close(figure)
+
+    def run(self, companion: Popen | None = None) -> None:
+        """Train until the minutes are spent, or until the companion process has ended."""
+        bar = tqdm(total=round(self.seconds), desc="transformer", unit="s", mininterval=10, disable=self.rank > 0)
+        recent, self.last = [], time.monotonic()
+        while self.progress < 1 and (companion is None or companion.poll() is None):
+            recent.append(self.step())
+            bar.update(round(self.state["elapsed"]) - bar.n)
+            if self.rank == 0 and (self.state["step"] % CHECK_EVERY == 0 or self.progress == 1):
+                entry = {
+                    "minute": self.state["elapsed"] / 60,
+                    "step": self.state["step"],
+                    "train": sum(recent) / len(recent),
+                }
+                self.state["history"].append({k: round(v, 4) for k, v in {**entry, **self.check()}.items()})
+                bar.set_postfix(self.state["history"][-1])
+                recent.clear()
+                self.save()
+                self.plot()
+            if self.rank == 0 and (self.state["step"] % DRAW_EVERY == 0 or self.progress == 1):
+                grid_of_pictures(self.averaged(), self.folder).save(
+                    self.folder / f"samples-{self.state['step']:05}.png"
+                )
+        if self.rank == 0:
+            self.save()
+
+
+def _worker(rank: int, processes: int, folder: Path, minutes: float, meeting: str) -> None:
+    torch.distributed.init_process_group("gloo", f"file://{meeting}", rank=rank, world_size=processes)
+    Training(folder, minutes, rank, processes).run()
+    torch.distributed.destroy_process_group()
+
+
+def train(folder: Path, minutes: float, companion: Popen, processes: int = 2) -> None:
+    """Alone beside the companion, then in several processes, until the minutes are spent."""
+    Training(folder, minutes).run(companion)
+    with TemporaryDirectory() as meeting:
+        arguments = (processes, folder, minutes, f"{meeting}/processes")
+        torch.multiprocessing.spawn(_worker, arguments, nprocs=processes)
