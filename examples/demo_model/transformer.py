@@ -38,7 +38,7 @@ DROPPED = 0.1  # share of pictures trained without their caption
 SIGMA_MEAN, SIGMA_SPREAD, SIGMA_UNIFORM = 1.4, 1.2, 0.1  # logit-normal, and the share drawn uniformly instead
 FIRST_SHARES = (0.70, 0.30, 0.0, 0.0, 0.0, 0.0, 0.0)  # of starters, then of data.KINDS
 EARLY_SHARES = (0.0, 0.76, 0.06, 0.06, 0.06, 0.0, 0.06)
-FINAL_SHARES = (0.80, 0.08, 0.04, 0.04, 0.04, 0.0, 0.0)
+FINAL_SHARES = (0.58, 0.12, 0.10, 0.06, 0.08, 0.02, 0.04)
 LESSONS = (0.1, 0.3, 0.5)  # shares of the training at which the first, early and final mixtures are reached
 CHECK_EVERY, DRAW_EVERY = 200, 400  # steps
 
