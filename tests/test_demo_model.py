@@ -1,0 +1,141 @@
+"""The demo model through mflux's own loader and command: a real model, so that quality can be asserted."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+
+from mflux_teacache_plugin import demo_model
+from mflux_teacache_plugin.apply import apply_teacache
+from mflux_teacache_plugin.catalog import load_catalog
+from mflux_teacache_plugin.errors import SettingsError
+from tests.tiny.commands import run_command
+
+EXAMPLES = Path(__file__).parent.parent / "examples" / "demo_model"
+STEPS, GUIDANCE, SIDE = 25, 4.0, 128
+
+#: Of the benchmark prompts: the first, and three whose shapes it has learned. (It has not learned all; see its card.)
+PICTURES, LEARNED = (0, 2, 5, 7), (2, 5, 7)
+
+#: At landing TeaCache's own threshold gave SSIM 0.984 and 0.999 on the first two; less a margin for another MLX.
+CACHED, SSIM_AT_LANDING, MARGIN = (0, 2), 0.984, 0.02
+
+#: PSNR in dB of diffusers' picture (torch, float32) of the same noise against mflux's: 50.8 at landing.
+PARITY = 45.0
+
+
+pytestmark = pytest.mark.usefixtures("model")
+
+
+def generate(model, prompt, steps=STEPS):
+    image = model.generate_image(**prompt, num_inference_steps=steps, guidance=GUIDANCE, width=SIDE, height=SIDE)
+    return np.asarray(image.image.convert("RGB"))
+
+
+@pytest.fixture(scope="module")
+def model():
+    return demo_model.load()
+
+
+@pytest.fixture(scope="module")
+def prompts():
+    return demo_model.prompts("benchmark")
+
+
+@pytest.fixture(scope="module")
+def plain(model, prompts):
+    """A picture of each of PICTURES, nothing skipped."""
+    return {index: generate(model, prompts[index]) for index in PICTURES}
+
+
+@pytest.fixture(scope="module")
+def check():
+    """What names a picture's contents, by colour and outline; part of the training's scripts."""
+    import sys
+
+    sys.path.insert(0, str(EXAMPLES))
+    try:
+        spec = importlib.util.spec_from_file_location("check", EXAMPLES / "check.py")
+        module = importlib.util.module_from_spec(spec)
+        sys.modules["check"] = module  # its dataclass looks there
+        spec.loader.exec_module(module)
+        return module
+    finally:
+        sys.path.remove(str(EXAMPLES))
+        for name in ("check", "data"):
+            sys.modules.pop(name, None)
+
+
+def test_it_is_a_name_only_while_the_plugin_is_connected(connected):
+    from mflux.models.common.config.model_config import AVAILABLE_MODELS
+
+    assert demo_model.NAME in AVAILABLE_MODELS
+
+
+def test_no_default_of_mflux_changes(model):
+    import mlx.core as mx
+    from mflux.models.common.config.model_config import AVAILABLE_MODELS, ModelConfig
+    from mflux.models.flux2.model.flux2_vae.vae import Flux2VAE
+
+    assert demo_model.NAME not in AVAILABLE_MODELS
+    assert Flux2VAE.__init__.__defaults__ == ((128, 256, 512, 512),)
+    assert ModelConfig.precision == mx.bfloat16
+
+
+def test_it_is_small():
+    files = [file for file in demo_model.folder().rglob("*") if file.is_file()]
+    assert sum(file.stat().st_size for file in files) <= 15_000_000
+
+
+def test_a_folder_without_the_model_is_named(monkeypatch, tmp_path):
+    monkeypatch.setenv(demo_model.ENVIRONMENT, str(tmp_path))
+    with pytest.raises(SettingsError, match=str(tmp_path)):
+        demo_model.folder()
+
+
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # mflux opens the sidecar and leaves it open
+def test_its_own_command_makes_a_picture_and_replays_it(connected, tmp_path):
+    argv = ["--model", demo_model.NAME, "--prompt", "a red circle on a blue background", "--seed", "1", "--steps", "20"]
+    argv += ["--width", "128", "--height", "128", "--metadata", "--teacache", "2"]
+    saved = run_command("mflux-generate-flux2", argv, tmp_path)
+    sidecar = saved.path.with_suffix(".metadata.json")
+    recorded = json.loads(sidecar.read_text())
+    assert recorded["teacache_variant"] == demo_model.NAME and recorded["teacache_skipped"] > 0
+    again = run_command("mflux-generate-flux2", ["-C", str(sidecar)], tmp_path)
+    assert np.array_equal(saved.pixels, again.pixels)
+
+
+def test_pictures_show_what_their_captions_say(plain, prompts, check):
+    shown = {prompts[index]["prompt"]: check.describe(plain[index]) for index in LEARNED}
+    wrong = [
+        f"{caption}: {check.spoken(things)}" for caption, things in shown.items() if not check.matches(caption, things)
+    ]
+    assert not wrong
+
+
+def test_quality_at_the_default_setting_does_not_fall(model, plain, prompts):
+    with apply_teacache(model) as handle:
+        cached = {index: generate(model, prompts[index]) for index in CACHED}
+    assert handle.variant.id == demo_model.NAME
+    assert all(generation.skipped > 0 for generation in handle.stats.generations)
+    ssims = [structural_similarity(plain[index], cached[index], channel_axis=2) for index in CACHED]
+    assert min(ssims) >= SSIM_AT_LANDING - MARGIN
+
+
+def test_diffusers_makes_the_same_picture_of_the_same_noise(plain):
+    reference = np.asarray(Image.open(Path(__file__).parent / "data" / "demo-diffusers.png").convert("RGB"))
+    assert peak_signal_noise_ratio(reference, plain[0]) >= PARITY
+
+
+def test_its_coefficients_are_a_fit_of_its_own():
+    variant = load_catalog(environ={}).variants[demo_model.NAME].variant
+    assert variant.provenance.fitted and variant.provenance.r2 is not None
+    prompts = {
+        purpose: {prompt["prompt"] for prompt in demo_model.prompts(purpose)}
+        for purpose in ("demo", "benchmark", "calibration")
+    }
+    assert not prompts["calibration"] & (prompts["demo"] | prompts["benchmark"])
