@@ -24,7 +24,7 @@ class CacheFault(Exception):
 def relative_change(current: mx.array, previous: mx.array) -> float:
     """mean|current - previous| / mean|previous| over all elements, reduced in float32. Waits for the device."""
     current, previous = current.astype(mx.float32), previous.astype(mx.float32)
-    return (mx.abs(current - previous).mean() / mx.abs(previous).mean()).item()
+    return float((mx.abs(current - previous).mean() / mx.abs(previous).mean()).item())
 
 
 class StepCache:

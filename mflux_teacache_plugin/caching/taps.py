@@ -124,11 +124,11 @@ class TappedForward:
     """
 
     def __init__(self, taps: Taps, forward: Forward, compiled: bool = False) -> None:
-        wrap = mx.compile if compiled else _as_it_is
+        wrap: Callable[[Any], Any] = mx.compile if compiled else _as_it_is
         self.plain: Forward = wrap(forward)
         self.full: Callable[..., Run] = wrap(partial(taps.full, forward))
         self.without_blocks: Callable[..., Run] = wrap(partial(taps.without_blocks, forward))
 
 
-def _as_it_is(function: Forward) -> Forward:
+def _as_it_is(function: Any) -> Any:
     return function
