@@ -8,7 +8,7 @@ skip      forward without blocks, with the kept residual added at the final norm
 MLX is lazy: the full forward is built on every step, and only its signal is evaluated before the gate decides.
 """
 
-from typing import Any
+from typing import Any, cast
 
 import mlx.core as mx
 
@@ -24,7 +24,7 @@ class CacheFault(Exception):
 def relative_change(current: mx.array, previous: mx.array) -> float:
     """mean|current - previous| / mean|previous| over all elements, reduced in float32. Waits for the device."""
     current, previous = current.astype(mx.float32), previous.astype(mx.float32)
-    return float((mx.abs(current - previous).mean() / mx.abs(previous).mean()).item())
+    return cast(float, (mx.abs(current - previous).mean() / mx.abs(previous).mean()).item())
 
 
 class StepCache:
