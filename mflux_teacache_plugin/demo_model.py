@@ -4,6 +4,7 @@ mflux writes some of FLUX.2's sizes as literals. While it builds this one model,
 `model.json` in the model's folder names; every other model, and every run that does not name this one, sees stock mflux.
 """
 
+import inspect
 import json
 import os
 import tomllib
@@ -141,10 +142,9 @@ def _vae_sizes(sizes: Mapping[str, Any]) -> Iterator[None]:
     stock = [constructor.__defaults__ for constructor in constructors]
     try:
         for constructor in constructors:
-            code = constructor.__code__
-            names = code.co_varnames[: code.co_argcount][-len(constructor.__defaults__ or ()) :]
-            values = zip(names, constructor.__defaults__ or (), strict=True)
-            constructor.__defaults__ = tuple(sizes.get(name, value) for name, value in values)
+            taken = inspect.signature(constructor).parameters.values()
+            defaults = {each.name: each.default for each in taken if each.default is not each.empty}
+            constructor.__defaults__ = tuple(sizes.get(name, value) for name, value in defaults.items())
         yield
     finally:
         for constructor, defaults in zip(constructors, stock, strict=True):

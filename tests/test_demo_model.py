@@ -79,10 +79,10 @@ def test_it_is_a_name_only_while_the_plugin_is_connected(connected):
 def test_no_default_of_mflux_changes(model):
     import mlx.core as mx
     from mflux.models.common.config.model_config import AVAILABLE_MODELS, ModelConfig
-    from mflux.models.flux2.model.flux2_vae.vae import Flux2VAE
+    from mflux.models.flux2.model.flux2_vae.decoder.decoder import Flux2Decoder
 
     assert demo_model.NAME not in AVAILABLE_MODELS
-    assert Flux2VAE.__init__.__defaults__ == ((128, 256, 512, 512),)
+    assert (128, 256, 512, 512) in Flux2Decoder.__init__.__defaults__
     assert ModelConfig.precision == mx.bfloat16
 
 
