@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mflux_teacache_plugin import demo_model
 from mflux_teacache_plugin.catalog import ModelIdentity, load_catalog, packaged_folder
 from mflux_teacache_plugin.variants import Guard, Provenance, Variant, read_variant
 
@@ -54,7 +55,10 @@ def lowest(variant: Variant, otherwise: tuple[float, float] = (0.0, 1.0)) -> flo
 
 def test_the_catalog_ships_exactly_these() -> None:
     found = load_catalog(environ={}, strict=False).variants
-    assert {id for id, entry in found.items() if entry.origin == "package"} | set(SHIPPED) == set(PUBLISHED)
+    assert {id for id, entry in found.items() if entry.origin == "package"} | set(SHIPPED) == {
+        *PUBLISHED,
+        demo_model.NAME,
+    }
 
 
 @pytest.mark.parametrize("id", PUBLISHED)
