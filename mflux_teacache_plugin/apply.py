@@ -10,7 +10,7 @@ from mflux_teacache_plugin import report
 from mflux_teacache_plugin.adapters import BUILT_IN, REFUSED, Adapter, Registry
 from mflux_teacache_plugin.adapters.compiled import uncompiled
 from mflux_teacache_plugin.caching.gate import GateFactory, TeaCacheGate
-from mflux_teacache_plugin.caching.stats import Stats
+from mflux_teacache_plugin.caching.stats import Generation, Stats
 from mflux_teacache_plugin.caching.step_cache import StepCache
 from mflux_teacache_plugin.caching.taps import TappedForward, Taps, swap_call
 from mflux_teacache_plugin.catalog import Catalog, Match, ModelIdentity, load_catalog, user_folder
@@ -114,13 +114,14 @@ class Handle:
     def generation_begin(self, seed: int, prompt: str, config: Any) -> None:
         steps = config.num_inference_steps - config.init_time_step
         guard = (self.variant.guard.first, self.variant.guard.last)
-        gate = self._gate(self.variant.polynomial, self.threshold, self.variant.range)
-        self._cache = StepCache(gate, steps, guard, self._adapter.branches)
-        self.stats.generations.append(self._cache.record)
+        record = Generation(steps)
+        self.stats.generations.append(record)
         try:
+            gate = self._gate(self.variant.polynomial, self.threshold, self.variant.range)
+            self._cache = StepCache(gate, record, guard, self._adapter.branches)
             self._intercept(self._cache)
-        except Exception as exception:  # noqa: BLE001 - an unexpected model must not cost the user the image
-            self._cache.record.fault = f"{type(exception).__name__}: {exception}"
+        except Exception as exception:  # noqa: BLE001 - an unexpected model or gate must not cost the user the image
+            record.fault = f"{type(exception).__name__}: {exception}"
             self._release()
 
     def step_end(self, t: int, time_steps: Any) -> None:

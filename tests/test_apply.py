@@ -196,6 +196,14 @@ def test_a_fault_of_the_plugin_costs_nothing_but_the_gain(model, tiny, monkeypat
     assert "a gate that fails" in summary(handle.stats.last, ALWAYS, variant)
 
 
+def test_a_gate_that_cannot_be_made_costs_nothing_but_the_gain(model, tiny, monkeypatch):
+    plain = FLUX1.generate(model, tiny)
+    monkeypatch.setattr("mflux_teacache_plugin.apply.TeaCacheGate", lambda *_: 1 / 0)
+    with apply_teacache(model, variant=a_variant(FLUX1), threshold=ALWAYS) as handle:
+        assert np.array_equal(plain, FLUX1.generate(model, tiny))
+    assert "division by zero" in handle.stats.last.fault
+
+
 def test_a_model_without_its_taps_runs_plain(model, tiny):
     plain = FLUX1.generate(model, tiny)
     object.__setattr__(model.transformer.norm_out, "__class__", type(model.transformer.norm_out))

@@ -6,6 +6,7 @@ from mlx import nn
 from mlx.utils import tree_flatten
 
 from mflux_teacache_plugin.caching.gate import Verdict
+from mflux_teacache_plugin.caching.stats import Generation
 from mflux_teacache_plugin.caching.step_cache import StepCache, relative_change
 from mflux_teacache_plugin.caching.taps import TappedForward, TapPoints, Taps, swap_call
 
@@ -115,7 +116,7 @@ def test_a_wrong_tap_point_fails_before_anything_is_swapped(transformer):
 @pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.compiles)])
 def test_a_skipped_step_with_unchanged_inputs_is_the_full_step(transformer, taps, compiled):
     x = latents(1)
-    cache = StepCache(Scripted(True), steps=3)
+    cache = StepCache(Scripted(True), record=Generation(3))
     forward = TappedForward(taps, transformer, compiled)
     first, skipped, last = run_steps(cache, forward, [x, x, x])
     assert [decision.skipped for decision in cache.record.decisions] == [False, True, False]
@@ -127,14 +128,16 @@ def test_computing_only_is_bit_identical_to_the_plain_forward(transformer):
     inputs = [latents(seed) for seed in range(4)]
     plain = [transformer(x) for x in inputs]
     taps = Taps(transformer, POINTS)
-    outputs = run_steps(StepCache(Scripted(False, False), steps=4), TappedForward(taps, transformer), inputs)
+    outputs = run_steps(
+        StepCache(Scripted(False, False), record=Generation(4)), TappedForward(taps, transformer), inputs
+    )
     assert all(mx.array_equal(a, b) for a, b in zip(plain, outputs, strict=True))
 
 
 def test_the_signal_is_the_change_of_the_first_blocks_input(transformer, taps):
     inputs = [latents(seed) for seed in range(3)]
     gate = Scripted(False)
-    run_steps(StepCache(gate, steps=3), TappedForward(taps, transformer), inputs)
+    run_steps(StepCache(gate, record=Generation(3)), TappedForward(taps, transformer), inputs)
     first, second = (2 * transformer.embed(x) for x in inputs[:2])
     assert gate.changes == pytest.approx([(mx.abs(second - first).mean() / mx.abs(first).mean()).item()])
 
@@ -142,13 +145,13 @@ def test_the_signal_is_the_change_of_the_first_blocks_input(transformer, taps):
 def test_the_signal_is_refreshed_on_skipped_steps_too(transformer, taps):
     x, y = latents(1), latents(2)
     gate = Scripted(True, True)
-    run_steps(StepCache(gate, steps=4), TappedForward(taps, transformer), [x, y, y, y])
+    run_steps(StepCache(gate, record=Generation(4)), TappedForward(taps, transformer), [x, y, y, y])
     assert gate.changes[0] > 0 and gate.changes[1] == 0
 
 
 def test_first_and_last_steps_do_not_ask_the_gate_and_wait_for_nothing(transformer, taps):
     gate = Scripted(True)
-    cache = StepCache(gate, steps=6, guard=(3, 2))
+    cache = StepCache(gate, record=Generation(6), guard=(3, 2))
     run_steps(cache, TappedForward(taps, transformer), [latents(seed) for seed in range(6)])
     reasons = [decision.reason for decision in cache.record.decisions]
     assert reasons == ["first step"] * 3 + ["told so"] + ["last step"] * 2
@@ -157,13 +160,13 @@ def test_first_and_last_steps_do_not_ask_the_gate_and_wait_for_nothing(transform
 
 @pytest.mark.parametrize("steps", [1, 2])
 def test_two_or_fewer_steps_skip_nothing(transformer, taps, steps):
-    cache = StepCache(Scripted(), steps=steps)
+    cache = StepCache(Scripted(), record=Generation(steps))
     run_steps(cache, TappedForward(taps, transformer), [latents(0)] * steps)
     assert cache.record.skipped == 0 and cache.record.computed == steps
 
 
 def test_a_changed_shape_computes_and_starts_anew(transformer, taps):
-    cache = StepCache(Scripted(True), steps=4)
+    cache = StepCache(Scripted(True), record=Generation(4))
     inputs = [latents(0), latents(0, tokens=7), latents(1, tokens=7), latents(2, tokens=7)]
     outputs = run_steps(cache, TappedForward(taps, transformer), inputs)
     assert [decision.skipped for decision in cache.record.decisions] == [False, False, True, False]
@@ -172,7 +175,7 @@ def test_a_changed_shape_computes_and_starts_anew(transformer, taps):
 
 
 def test_forgetting_computes_the_next_step_as_well(transformer, taps):
-    cache = StepCache(Scripted(False, forget=True), steps=5)
+    cache = StepCache(Scripted(False, forget=True), record=Generation(5))
     run_steps(cache, TappedForward(taps, transformer), [latents(seed) for seed in range(3)])
     assert [decision.reason for decision in cache.record.decisions[1:]] == ["told so", "nothing that fits is kept"]
 
@@ -180,7 +183,7 @@ def test_forgetting_computes_the_next_step_as_well(transformer, taps):
 def test_two_branches_share_a_decision_and_keep_a_residual_each(transformer, taps):
     cond, uncond = latents(1), latents(2)
     gate = Scripted(True)
-    cache = StepCache(gate, steps=3, branches=2)
+    cache = StepCache(gate, record=Generation(3), branches=2)
     forward = TappedForward(taps, transformer)
     for _ in range(3):
         outputs = [cache.run(forward, cond), cache.run(forward, uncond)]
@@ -197,7 +200,7 @@ def test_two_branches_in_one_call_are_as_two_calls(transformer, taps):
         return b + 4 * (a - b)
 
     cond, uncond = latents(1), latents(2)
-    cache = StepCache(Scripted(True), steps=3, branches=2)
+    cache = StepCache(Scripted(True), record=Generation(3), branches=2)
     forward = TappedForward(taps, both)
     outputs = []
     for _ in range(3):
@@ -209,7 +212,7 @@ def test_two_branches_in_one_call_are_as_two_calls(transformer, taps):
 
 @pytest.mark.parametrize("branches", [1, 2])
 def test_more_calls_than_branches_stand_aside_without_costing_the_output(transformer, taps, branches):
-    cache = StepCache(Scripted(), steps=4, branches=branches)
+    cache = StepCache(Scripted(), record=Generation(4), branches=branches)
     forward = TappedForward(taps, transformer)
     x = latents(3)
     outputs = [cache.run(forward, x) for _ in range(branches + 1)]
@@ -224,20 +227,20 @@ def test_a_transformer_whose_blocks_change_the_width_stands_aside(transformer, t
 
     for block in transformer.blocks[:1]:
         block.__class__ = Doubling
-    cache = StepCache(Scripted(), steps=3)
+    cache = StepCache(Scripted(), record=Generation(3))
     output = cache.run(TappedForward(taps, transformer), latents(0))
     assert "without" in cache.record.fault and output.shape == (1, 10, 4)
 
 
 def test_an_error_of_the_model_is_the_models(transformer, taps):
-    cache = StepCache(Scripted(), steps=3)
+    cache = StepCache(Scripted(), record=Generation(3))
     with pytest.raises(ValueError):
         cache.run(TappedForward(taps, transformer), mx.zeros((1, 5, 3)))
 
 
 def test_the_residual_keeps_the_models_dtype_and_the_change_is_reduced_in_float32(transformer, taps):
     transformer.set_dtype(mx.bfloat16)
-    cache = StepCache(Scripted(False), steps=3)
+    cache = StepCache(Scripted(False), record=Generation(3))
     cache.run(TappedForward(taps, transformer), latents(0).astype(mx.bfloat16))
     assert {residual.dtype for residual in cache._residuals.values()} == {mx.bfloat16}
     current, previous = mx.full((100_000,), 1.0, mx.bfloat16), mx.full((100_000,), 2.0, mx.bfloat16)

@@ -32,13 +32,13 @@ class StepCache:
 
     Args:
         gate: a new gate.
-        steps: how many steps are active (image-to-image starts late).
+        record: a new record, which says how many steps are active (image-to-image starts late).
         guard: so many first and last active steps always compute.
         branches: how often the transformer runs within a step at most: 2 with classifier-free guidance.
     """
 
-    def __init__(self, gate: Gate, steps: int, guard: tuple[int, int] = (1, 1), branches: int = 1) -> None:
-        self.record = Generation(steps)
+    def __init__(self, gate: Gate, record: Generation, guard: tuple[int, int] = (1, 1), branches: int = 1) -> None:
+        self.record = record
         self._gate = gate
         self._first, self._last = guard
         self._branches = branches
