@@ -13,7 +13,7 @@ from mflux_teacache_plugin.caching.gate import GateFactory, TeaCacheGate
 from mflux_teacache_plugin.caching.stats import Generation, Stats
 from mflux_teacache_plugin.caching.step_cache import StepCache
 from mflux_teacache_plugin.caching.taps import TappedForward, Taps, swap_call
-from mflux_teacache_plugin.catalog import Catalog, Match, ModelIdentity, load_catalog, user_folder
+from mflux_teacache_plugin.catalog import Catalog, Match, ModelIdentity, load_catalog
 from mflux_teacache_plugin.errors import AlreadyAppliedError, ConflictError, SettingsError, UnsupportedModelError
 from mflux_teacache_plugin.host.manager import load_plugins, tell
 from mflux_teacache_plugin.host.watch import watch
@@ -65,7 +65,7 @@ def choose_variant(pipeline: type, model_config: Any, source: str | None, files:
         raise UnsupportedModelError(
             f"there are no coefficients for {source or model.name}",
             cause=f"the coefficient files serve {names}",
-            hint=f"write {user_folder()}/<id>.toml with adapter = {one} and models = "
+            hint=f"write {files.user_folder}/<id>.toml with adapter = {one} and models = "
             f'["{source or model.name}"]; docs/coefficient-files.md shows how',
         )
     return match
