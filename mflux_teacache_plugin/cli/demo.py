@@ -4,6 +4,7 @@ steps as TeaCache computed. Prints a table, and writes comparison.png and qualit
 
 import argparse
 import json
+import math
 import statistics
 import subprocess
 import sys
@@ -130,7 +131,8 @@ def similarity(file: Path, reference: Path) -> tuple[float, float]:
 
 def _print(runs: list[Run], format: str) -> None:
     if format == "json":
-        output.print_json([vars(run) for run in runs])
+        # JSON has no infinity
+        output.print_json([{**vars(run), "psnr": run.psnr if math.isfinite(run.psnr) else None} for run in runs])
         return
     head = ("", "STEPS COMPUTED", "SECONDS", "SSIM", "WORST", "PSNR dB", "WORST")
     rows: list[tuple[Any, ...]] = []
