@@ -15,7 +15,7 @@ import math
 from argparse import ArgumentTypeError
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol, cast
 
 import mlx.core as mx
 
@@ -297,8 +297,8 @@ BUILT_IN: dict[str, Parser] = {"dualcache": _dualcache, "seacache": _seacache}
 
 def parse(text: str, known: Mapping[str, Parser] = BUILT_IN) -> Method | Literal["auto", "off"]:
     """The method that a text names, or `auto` or `off`. ArgumentTypeError, with the mend, if it names none."""
-    if text == AUTO or text == OFF:
-        return text
+    if text in (AUTO, OFF):
+        return cast(Literal["auto", "off"], text)
     setting, plus, forecast = text.rpartition("+")
     if not plus:
         return _method(text, known)
