@@ -41,12 +41,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     metrics.require()
     command = runs.Command.of(args.command)
-    settings = [setting for setting in dict.fromkeys(args.settings) if setting != OFF]
+    settings = tuple(setting for setting in dict.fromkeys(args.settings) if setting != OFF)
     with files.staged(args.out) as stage:  # an unwritable folder is told before the first run
         case = _case(command, settings)
-        with series.progress(series.shots_of_a_round(settings)) as bar:
+        with series.progress(case.most_shots) as bar:
             make = series.counted(series.maker(stage), bar)
-            shots = series.one_round(case, settings, 0, make)
+            shots = series.one_round(case, 0, make)
         near = series.similarities(shots, [case], stage)
         rows = results.rows([case], shots, near)
         found = {"command": str(command), **results.as_table([case], shots, near, rows)}
@@ -62,13 +62,11 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _case(command: runs.Command, settings: list[str]) -> Case:
+def _case(command: runs.Command, settings: tuple[str, ...]) -> Case:
     """What the command is about to make. Whatever is wrong with it is told here, before the first picture."""
     facts = runs.check(command, settings)
     seeds: list[int] = facts["seed"] if any(word.split("=")[0] in _SEEDED for word in command.options) else [SEED]
     if len(seeds) > 1:
         raise SettingsError("the command has several seeds", hint="give one --seed; `mflux-teacache bench` takes many")
-    prompt = facts["prompt"] or command.name
-    return Case(
-        str(seeds[0]), runs.described(facts), prompt, seeds[0], facts["steps"], command.with_options(seed=seeds[0])
-    )
+    prompt, command = facts["prompt"] or command.name, command.with_options(seed=seeds[0])
+    return Case(str(seeds[0]), runs.described(facts), prompt, seeds[0], facts["steps"], settings, command)

@@ -40,10 +40,10 @@ def run(args: argparse.Namespace) -> int:
         )
     cases = [_case(args, p["prompt"], p["seed"] + extra) for extra in range(args.seeds) for p in prompts]
     with files.staged(args.out) as stage:
-        with series.progress(len(cases) * series.shots_of_a_round([args.setting])) as bar:
+        with series.progress(sum(case.most_shots for case in cases)) as bar:
             make = series.counted(series.maker(stage), bar)
             with ThreadPoolExecutor(args.jobs) as pool:
-                rounds = pool.map(lambda case: series.one_round(case, [args.setting], 0, make), cases)
+                rounds = pool.map(lambda case: series.one_round(case, 0, make), cases)
                 shots = [shot for made in rounds for shot in made]
         near = series.similarities(shots, cases, stage)
         rows = results.rows(cases, shots, near)
@@ -59,7 +59,8 @@ def run(args: argparse.Namespace) -> int:
 def _case(args: argparse.Namespace, prompt: str, seed: int) -> Case:
     options = ("--model", demo_model.NAME, "--width", str(SIDE), "--height", str(SIDE))
     command = Command("mflux-generate-flux2", options).with_options(guidance=args.guidance, prompt=prompt, seed=seed)
-    return Case(str(seed), f"{demo_model.NAME}, {args.steps} steps", prompt, seed, args.steps, command)
+    group = f"{demo_model.NAME}, {args.steps} steps, guidance {args.guidance:g}"
+    return Case(str(seed), group, prompt, seed, args.steps, (args.setting,), command)
 
 
 def _draw(cases: Sequence[Case], shots: Sequence[series.Shot], near: dict, shown: int, folder: Path) -> None:

@@ -4,7 +4,9 @@
 |-------------|----------------------------------------------------------------------------------|
 | `runs`      | one image command in a fresh process: steps computed, seconds, memory            |
 | `probe`     | what a command would do, found out without loading weights                       |
-| `series`    | one picture in several ways, by turns; resumable                                 |
+| `series`    | one picture in several ways, by turns                                            |
+| `suite`     | which pictures a bench makes, as a TOML file                                     |
+| `ledger`    | keeps runs on disk, and finds them again when a bench was interrupted            |
 | `metrics`   | how near one picture is to another: SSIM, PSNR, LPIPS where torch is             |
 | `results`   | from runs to figures: a row for each setting, beside its baselines; CSV, JSON    |
 | `plots`     | grids of pictures with their differences, bar charts, the frontier               |

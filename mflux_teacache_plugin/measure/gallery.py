@@ -45,7 +45,7 @@ def write(
 ) -> None:
     """Write comparison.png, speed.png, frontier.png and report.html to `out`; the pictures lie in `pictures`.
 
-    Several groups get a comparison each, comparison-1.png and so on.
+    Several groups get a comparison each, comparison-1.png and so on; several quantizations of a model get sizes.png.
     """
     groups = list(dict.fromkeys(case.group for case in cases))
     shown = []
@@ -62,4 +62,7 @@ def write(
     if charts:
         plots.frontier(rows, charts[0])
         plots.bars(rows, charts[1])
+    if any(row.rival for row in rows):
+        charts.append(out / "sizes.png")
+        plots.sizes(rows, charts[-1])
     write_file(out / "report.html", report.html(title, about, rows, charts, shown))

@@ -141,6 +141,27 @@ def frontier(rows: Sequence[Row], file: Path) -> None:
     _save(figure, file)
 
 
+def sizes(rows: Sequence[Row], file: Path) -> None:
+    """Quantizations of one model and their settings in one chart: PSNR against the plain pictures of the first of them."""
+    models = list(dict.fromkeys(row.rival for row in rows if row.rival))
+    figure, axes = plt.subplots(1, len(models), figsize=(6 * len(models), 4), squeeze=False, layout="constrained")
+    for axis, model in zip(axes[0], models, strict=True):
+        of_model = [row for row in rows if model in (row.group, row.rival)]
+        for group in dict.fromkeys(row.group for row in of_model):
+            points = [(row, row.rival_quality if row.rival else row.quality) for row in of_model if row.group == group]
+            known = [(row.cost.seconds, quality.psnr, row.setting) for row, quality in points if quality is not None]
+            (dots,) = axis.plot(*zip(*(point[:2] for point in known), strict=True), "D", label=group)
+            for x, y, setting in known:
+                name = "plain" if setting == OFF else setting
+                axis.annotate(name, (x, y), (4, 4), textcoords="offset points", fontsize=7, color=dots.get_color())
+        axis.set_title(f"against plain {model}", fontsize=8)
+        axis.set(xlabel="seconds of the denoising loop", ylabel="PSNR, dB")
+        axis.grid(alpha=0.3)
+        axis.margins(0.15)
+        axis.legend(fontsize=7)
+    _save(figure, file)
+
+
 def nearness(labels: Sequence[str], series: Sequence[tuple[str, Sequence[float]]], file: Path) -> None:
     """PSNRs in dB: a group of bars for each label, one of each of `series` in it."""
     figure, axis = plt.subplots(figsize=(8, 1 + 0.5 * len(labels)), layout="constrained")

@@ -4,7 +4,7 @@ import csv
 import io
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from mflux_teacache_plugin.measure import machine
@@ -47,6 +47,8 @@ class Row:
         speedup: of the denoising loop, achieved; `ideal` is what the computed steps alone would give.
         quality: None for plain mflux, which is the reference.
         fewer, fewer_quality: plain mflux with as many steps as were computed.
+        rival: the group of the same model as its suite names it first, if this is another quantization of it.
+        rival_quality: against plain pictures of that one; None where there is none.
         advice: in words.
     """
 
@@ -60,6 +62,8 @@ class Row:
     quality: Summary | None
     fewer: Cost | None
     fewer_quality: Summary | None
+    rival: str | None
+    rival_quality: Summary | None
     advice: str
 
     @property
@@ -68,19 +72,31 @@ class Row:
         return self.speedup / self.ideal
 
 
-def rows(cases: Sequence[Case], shots: Sequence[Shot], near: Mapping[str, Similarity]) -> list[Row]:
-    """A row for each group and setting, in the order in which they were made. `near`: of each picture, by file name."""
+def rows(
+    cases: Sequence[Case],
+    shots: Sequence[Shot],
+    near: Mapping[str, Similarity],
+    rivalries: Mapping[str, Similarity] | None = None,
+) -> list[Row]:
+    """A row for each group and setting, in the order in which they were made.
+
+    Args:
+        near: of each picture, by file name, against its own plain one (`series.similarities`).
+        rivalries: against its rival's (`series.rivalries`).
+    """
     made: dict[tuple[str, str, int], list[Shot]] = {}
     for shot in shots:
         made.setdefault((shot.case, shot.setting, shot.steps), []).append(shot)
+    group_of = {case.name: case.group for case in cases}
     found = []
-    for group in dict.fromkeys(case.group for case in cases):
+    for group in dict.fromkeys(group_of.values()):
         of_group = [case for case in cases if case.group == group]
         plain = [made[case.name, OFF, case.steps] for case in of_group]
-        for setting in dict.fromkeys(shot.setting for shot in shots if shot.case in {case.name for case in of_group}):
+        rival = group_of.get(of_group[0].rival)
+        for setting in (OFF, *of_group[0].settings):
             cached = [made[case.name, setting, case.steps] for case in of_group]
             fewer = [made[case.name, OFF, each[0].run.fewer] for case, each in zip(of_group, cached, strict=True)]
-            found.append(_row(group, setting, plain, cached, fewer, near))
+            found.append(_row(group, setting, plain, cached, fewer, near, rival, rivalries or {}))
     return found
 
 
@@ -91,17 +107,31 @@ def _row(
     cached: list[list[Shot]],
     fewer: list[list[Shot]],
     near: Mapping[str, Similarity],
+    rival: str | None,
+    rivalries: Mapping[str, Similarity],
 ) -> Row:
     """Of each way, the repetitions of every case."""
-    first = cached[0][0]
     cost, full = _cost(cached), _cost(plain)
     skipped = 1 - cost.computed / full.computed
     speedup, ideal = full.seconds / max(cost.seconds, 1e-9), full.computed / cost.computed
-    if setting == OFF:
-        return Row(group, setting, first.steps, cost, 0.0, 1.0, 1.0, None, None, None, "the reference")
     quality, other = (summarize([near[each[0].file] for each in way]) for way in (cached, fewer))
-    advice = _advice(skipped, speedup, quality, other)
-    return Row(group, setting, first.steps, cost, skipped, speedup, ideal, quality, _cost(fewer), other, advice)
+    against = summarize([rivalries[each[0].file] for each in cached]) if rival else None
+    is_plain = setting == OFF
+    return Row(
+        group,
+        setting,
+        cached[0][0].steps,
+        cost,
+        skipped,
+        speedup,
+        ideal,
+        quality=None if is_plain else quality,
+        fewer=None if is_plain else _cost(fewer),
+        fewer_quality=None if is_plain else other,
+        rival=rival,
+        rival_quality=against,
+        advice="the reference" if is_plain else _advice(skipped, speedup, quality, other),
+    )
 
 
 def _cost(way: list[list[Shot]]) -> Cost:
@@ -141,6 +171,28 @@ def as_table(
         "cases": [{"name": case.name, "group": case.group, "prompt": case.prompt, "seed": case.seed} for case in cases],
         "runs": made,
     }
+
+
+def verdicts(found: Sequence[Row]) -> list[str]:
+    """What a reader takes home, a line each: of each group the fastest setting that keeps its pictures, if one does."""
+    lines = []
+    for group in dict.fromkeys(row.group for row in found):
+        kept = [
+            row
+            for row in found
+            if row.group == group and row.skipped > 0 and row.quality and row.quality.ssim_worst >= FINAL
+        ]
+        gains = [row for row in kept if row.speedup > 1 and row.fewer_quality and row.quality]
+        best = max(gains, key=lambda row: row.speedup, default=None)
+        if best is None or best.quality is None or best.fewer_quality is None:
+            lines.append(f"{group}: no setting is faster and keeps the worst picture at SSIM {FINAL:g} or above")
+            continue
+        gap = best.quality.psnr - best.fewer_quality.psnr
+        lines.append(
+            f"{group}: {best.setting} is the fastest that keeps the worst picture at SSIM {FINAL:g} or above: "
+            f"{best.speedup:.2f}x, {abs(gap):.1f} dB {'nearer' if gap > 0 else 'farther'} than plain with as many steps"
+        )
+    return ["", *lines]
 
 
 #: Columns of the terminal's and the report's table: head, and the cell of a row's way (its cost and quality).
@@ -224,10 +276,15 @@ def as_csv(found: Iterable[Row]) -> str:
 def flat(row: Row) -> dict[str, Any]:
     """A row without nesting: `cost.seconds` becomes `seconds`, `fewer.seconds` becomes `fewer_seconds`."""
     parts: dict[str, Any] = {"group": row.group, "setting": row.setting, "steps": row.steps}
-    for prefix, cost, quality in (("", row.cost, row.quality), ("fewer_", row.fewer, row.fewer_quality)):
-        for part, kind in ((cost, Cost), (quality, Summary)):
-            values = dict.fromkeys(kind.__dataclass_fields__) if part is None else asdict(part)
-            parts |= {f"{prefix}{name}": value for name, value in values.items()}
-        if not prefix:
-            parts |= {"skipped": row.skipped, "speedup": row.speedup, "ideal": row.ideal, "of_ideal": row.efficiency}
+    parts |= _figures("", Cost, row.cost)
+    parts |= {"skipped": row.skipped, "speedup": row.speedup, "ideal": row.ideal, "of_ideal": row.efficiency}
+    parts |= _figures("", Summary, row.quality)
+    parts |= _figures("fewer_", Cost, row.fewer) | _figures("fewer_", Summary, row.fewer_quality)
+    parts |= {"rival": row.rival} | _figures("rival_", Summary, row.rival_quality)
     return {**parts, "advice": row.advice}
+
+
+def _figures(prefix: str, kind: type[Cost] | type[Summary], part: Cost | Summary | None) -> dict[str, Any]:
+    """The fields of a part, None where it is not there."""
+    values = dict.fromkeys(field.name for field in fields(kind)) if part is None else asdict(part)
+    return {f"{prefix}{name}": value for name, value in values.items()}

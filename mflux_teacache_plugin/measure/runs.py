@@ -12,7 +12,9 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from importlib.metadata import entry_points
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +102,10 @@ class Run:
 
 def setting(text: str) -> str:
     """What `--teacache` takes, checked and unchanged. Raises ArgumentTypeError."""
-    settings.threshold(text)
+    if find_spec("mflux_teacache_plugin.methods") is None:
+        settings.threshold(text)
+    else:
+        import_module("mflux_teacache_plugin.methods").parse(text)
     return text
 
 
@@ -127,11 +132,11 @@ def check(command: Command, wanted: Sequence[str]) -> dict[str, Any]:
 
 
 def described(facts: Mapping[str, Any]) -> str:
-    """What the command makes, in a line: model, size, steps, guidance."""
+    """What a command makes, in a line: model, size, steps, guidance, and `options` that are not among these."""
     size = f"{facts['width']}x{facts['height']}" if facts["width"] and facts["height"] else None
     guidance = None if facts["guidance"] is None else f"guidance {facts['guidance']:g}"
     quantized = None if facts["quantize"] is None else f"{facts['quantize']} bits"
-    parts = (facts["model"], quantized, size, f"{facts['steps']} steps", guidance)
+    parts = (facts["model"], quantized, size, f"{facts['steps']} steps", guidance, facts.get("options"))
     return ", ".join(part for part in parts if part)
 
 

@@ -97,6 +97,11 @@ def gather(rows: Sequence[Any]) -> list[Any] | None:
     return [shares[index % size][index // size] for index in range(sum(map(len, shares)))]
 
 
+def wait() -> None:
+    """Until all ranks are here."""
+    gather([])
+
+
 def gather_files(files: Sequence[Path], folder: Path) -> None:
     """Bring the files below `folder` that this rank made to rank 0's `folder`, under the same names.
 
