@@ -1,23 +1,33 @@
-"""`apply_teacache`: from variant and adapter to a step cache in every generation of one model."""
+"""`apply_teacache`: from method, variant and adapter to a cache in every generation of one model."""
 
-import math
-from collections.abc import Callable, Sequence
+from argparse import ArgumentTypeError
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any
 
-from mflux_teacache_plugin import report
+from mflux_teacache_plugin import methods, report
 from mflux_teacache_plugin.adapters import BUILT_IN, REFUSED, Adapter, Registry
 from mflux_teacache_plugin.adapters.compiled import uncompiled
-from mflux_teacache_plugin.caching.gate import GateFactory, TeaCacheGate
+from mflux_teacache_plugin.caching.dualcache import BlockCache
+from mflux_teacache_plugin.caching.forecast import ORDERS
+from mflux_teacache_plugin.caching.gate import Run
 from mflux_teacache_plugin.caching.stats import Generation, Stats
-from mflux_teacache_plugin.caching.step_cache import StepCache
+from mflux_teacache_plugin.caching.step_cache import Cache, PredictionCache, StepCache
 from mflux_teacache_plugin.caching.taps import TappedForward, Taps, swap_call
-from mflux_teacache_plugin.catalog import Catalog, Match, ModelIdentity, load_catalog
-from mflux_teacache_plugin.errors import AlreadyAppliedError, ConflictError, SettingsError, UnsupportedModelError
+from mflux_teacache_plugin.catalog import Catalog, Entry, Match, ModelIdentity, load_catalog
+from mflux_teacache_plugin.errors import (
+    AlreadyAppliedError,
+    ConflictError,
+    SettingsError,
+    UnsupportedModelError,
+    VariantFileError,
+)
 from mflux_teacache_plugin.host.manager import load_plugins, tell
 from mflux_teacache_plugin.host.watch import watch
-from mflux_teacache_plugin.settings import MAX_THRESHOLD
+from mflux_teacache_plugin.methods import Method, Parser, Placed, TeaCache
 from mflux_teacache_plugin.variants import Variant
 
 _MARK = "_mflux_teacache"
@@ -41,57 +51,158 @@ def identity(model_config: Any, source: str | None) -> ModelIdentity:
     return ModelIdentity(source, model_config.model_name, model_config.base_model, aliases)
 
 
-def choose_variant(pipeline: type, model_config: Any, source: str | None, files: Catalog) -> Match:
-    """The variant for a pipeline class and mflux's ModelConfig.
+def parsers() -> Mapping[str, Parser]:
+    """What makes a method of the text behind `NAME:`, from every plugin."""
+    known: dict[str, Parser] = dict(methods.BUILT_IN)
+    for contributed in reversed(
+        tell(load_plugins().manager.hook.mflux_methods)
+    ):  # the newest plugin goes before others
+        known.update(contributed)
+    return known
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What a model will run with. `match` is None where no coefficient file is for it and the method needs none."""
+
+    adapter: Adapter
+    method: Method
+    match: Match | None
+
+    @property
+    def variant(self) -> Variant | None:
+        return None if self.match is None else self.match.variant
+
+
+def choose(
+    pipeline: type,
+    model_config: Any,
+    source: str | None,
+    files: Catalog,
+    *,
+    method: Method | None = None,
+    forecast: str | None = None,
+    id: str | None = None,
+    options: Mapping[str, Any] = MappingProxyType({}),
+) -> Choice:
+    """Adapter, method and variant for a pipeline class and mflux's ModelConfig.
+
+    Args:
+        source: where the weights come from, if not by a name of mflux's.
+        method: None for what the variant recommends.
+        forecast: instead of the method's own.
+        id: of the variant; "" for none, None for the one that matches the model.
+        options: of the command or the arguments of `generate_image`, if they are known.
 
     Raises:
-        UnsupportedModelError: no adapter serves the pipeline, or no coefficient file the model.
+        UnsupportedModelError: no adapter serves the pipeline in this way, or the method needs coefficients that are not there.
+        SettingsError: the method cannot run on the variant.
+        VariantFileError: what the file recommends is no method.
     """
+    serving = serving_adapters(pipeline)
+    if id is None:
+        match = files.match(identity(model_config, source), serving.keys())
+    else:
+        match = by_id(files, id) if id else None
+    variant = None if match is None else match.variant
+    if variant is not None and variant.adapter not in serving:
+        raise UnsupportedModelError(
+            f"the variant {variant.id} does not fit {pipeline.__name__}",
+            cause=f"it is for the adapter '{variant.adapter}'",
+            hint=f"a variant for {' or '.join(sorted(serving))} fits",
+        )
+    adapter = next(iter(serving.values())) if variant is None else serving[variant.adapter]
+    check_run(adapter, pipeline, model_config, options)
+    if method is None:
+        method = recommended(variant, tapped=adapter.taps is not None)
+        if forecast is not None:
+            method = methods.with_forecast(method, forecast)
+    if adapter.taps is None and method.keeps != "prediction":
+        raise UnsupportedModelError(
+            f"{method} does not work with {pipeline.__name__} yet",
+            cause="nobody has said where its transformer's signal and blocks are",
+            hint="ask for a speed-up instead, such as --teacache 1.5x",
+        )
+    if match is None and isinstance(method, TeaCache):
+        name, one = source or model_config.model_name, " or ".join(f'"{id}"' for id in sorted(serving))
+        raise UnsupportedModelError(
+            f"there are no coefficients for {name}",
+            cause=f"the coefficient files serve {', '.join(sorted(files.variants))}",
+            hint="ask for a speed-up instead, such as --teacache 1.5x; or fit them, mflux-teacache calibrate, or write "
+            f'{files.user_folder}/<id>.toml with adapter = {one} and models = ["{name}"]; '
+            "docs/coefficient-files.md shows how",
+        )
+    method.check(variant)
+    return Choice(adapter, method, match)
+
+
+def check_run(adapter: Adapter, pipeline: type, model_config: Any | None, options: Mapping[str, Any]) -> None:
+    """Raise UnsupportedModelError or ConflictError where a run with these options cannot skip steps."""
+    if adapter.refuses is not None and (reason := adapter.refuses(model_config, options)) is not None:
+        raise UnsupportedModelError(
+            f"{pipeline.__name__} cannot skip steps in this run", cause=reason, hint="run it so, or without TeaCache"
+        )
+    ratios = (options.get("step_cache_ratio"), options.get("teacache_ratio"))
+    if any(ratio is not None for ratio in ratios) or options.get("use_step_cache"):
+        raise ConflictError("mflux's own step cache is asked for too", hint="use either --teacache or mflux's option")
+
+
+def serving_adapters(pipeline: type) -> dict[str, Adapter]:
+    """The adapters for a pipeline class, by id. Raises UnsupportedModelError if there are none."""
     adapters = registry()
     if (reason := adapters.refusal(pipeline)) is not None:
         raise UnsupportedModelError(
             f"{pipeline.__name__} cannot skip steps", cause=reason, hint="run it without TeaCache"
         )
     serving = adapters.serving(pipeline)
-    names = ", ".join(sorted(files.variants))
     if not serving:
         raise UnsupportedModelError(
-            f"{pipeline.__name__} is not supported yet", hint=f"run it without TeaCache; supported are {names}"
+            f"{pipeline.__name__} is not supported yet",
+            cause="no adapter says where its transformer is",
+            hint="run it without TeaCache, or write one: docs/add-a-family.md",
         )
-    model = identity(model_config, source)
-    match = files.match(model, serving.keys())
-    if match is None:
-        one = " or ".join(f'"{id}"' for id in sorted(serving))
-        raise UnsupportedModelError(
-            f"there are no coefficients for {source or model.name}",
-            cause=f"the coefficient files serve {names}",
-            hint=f"write {files.user_folder}/<id>.toml with adapter = {one} and models = "
-            f'["{source or model.name}"]; docs/coefficient-files.md shows how',
+    return serving
+
+
+def recommended(variant: Variant | None, tapped: bool = True) -> Method:
+    """What `auto` means: the file's word, else its threshold, else 1.5x. VariantFileError if its word is no method."""
+    if variant is not None and variant.recommended is not None:
+        try:
+            found = methods.parse(variant.recommended, parsers())
+            if not isinstance(found, str):
+                return found
+            problem = f"'{found}' is no method"
+        except ArgumentTypeError as error:
+            problem = str(error)
+        raise VariantFileError(
+            f"{variant.path or variant.id}: recommended: {problem}", hint='write a method such as "2x" or "0.2"'
         )
-    return match
+    if variant is not None and variant.threshold is not None and tapped:
+        return TeaCache(variant.threshold)
+    return Placed(1.5)
 
 
 class Handle:
-    """TeaCache on one model, until `restore()` or the end of the `with` block.
+    """Step caching on one model, until `restore()` or the end of the `with` block.
 
     Between generations the model is as mflux made it but for a watched `generate_image`; nothing is kept from one
     generation to the next, and nothing holds the transformer once the loop is over.
 
     Attributes:
-        variant: the numbers in use.
-        threshold: the accumulated estimate from which a step is computed.
+        method: what decides, with its setting.
+        variant: the numbers in use, if any.
         stats: what was skipped and computed, over all generations.
     """
 
-    def __init__(self, model: Any, adapter: Adapter, variant: Variant, threshold: float, gate: GateFactory) -> None:
-        self.variant = variant
-        self.threshold = threshold
+    def __init__(self, model: Any, choice: Choice) -> None:
+        self.method = choice.method
+        self.variant = choice.variant
         self.stats = Stats()
         self.coefficients: str | None = None  #: the file that was asked for, recorded in metadata
         self._model = model
-        self._adapter = adapter
-        self._gate = gate
-        self._cache: StepCache | None = None
+        self._adapter = choice.adapter
+        self._arguments: Mapping[str, Any] = {}  # of the present call of generate_image
+        self._cache: Cache | None = None
         self._undo: list[Callable[[], None]] = []
         object.__setattr__(model, _MARK, self)
         self._stop_watching = watch(model, self)
@@ -111,17 +222,22 @@ class Handle:
 
     # What the watch tells. Faults are recorded in the generation; they never reach mflux's loop.
 
+    def generation_called(self, arguments: Mapping[str, Any]) -> None:
+        self._arguments = arguments
+        if self._adapter.on_class and self.method.keeps == "prediction":
+            for name in self._adapter.predict:
+                self._replace_on_class(name)
+
     def generation_begin(self, seed: int, prompt: str, config: Any) -> None:
-        steps = config.num_inference_steps - config.init_time_step
-        guard = (self.variant.guard.first, self.variant.guard.last)
-        record = Generation(steps)
+        record = Generation(config.num_inference_steps - config.init_time_step)
         self.stats.generations.append(record)
         try:
-            gate = self._gate(self.variant.polynomial, self.threshold, self.variant.range)
-            self._cache = StepCache(gate, record, guard, self._adapter.branches)
-            self._intercept(self._cache)
+            check_run(self._adapter, type(self._model), self._model.model_config, self._arguments)
+            run = run_of(config, self._adapter.sigmas and self._adapter.sigmas(self._model, config, self._arguments))
+            record.steps = run.steps
+            self._begin(run, record)
         except Exception as exception:  # noqa: BLE001 - an unexpected model or gate must not cost the user the image
-            record.fault = f"{type(exception).__name__}: {exception}"
+            record.fault = getattr(exception, "error", None) or f"{type(exception).__name__}: {exception}"
             self._release()
 
     def step_end(self, t: int, time_steps: Any) -> None:
@@ -138,12 +254,47 @@ class Handle:
     def generation_end(self, image: Any | None) -> None:
         self._release()
         if image is not None:
-            keys = report.metadata(self.stats.last, self.threshold, self.variant, self.coefficients)
+            keys = report.metadata(self.stats.last, self.method, self.variant, self.coefficients)
             image.generation_parameters = {**image.generation_parameters, **keys}
 
-    def _intercept(self, cache: StepCache) -> None:
+    def _begin(self, run: Run, record: Generation) -> None:
+        """Make this generation's cache, and have it answer the model's calls."""
+        method, adapter, order = self.method, self._adapter, ORDERS[self.method.forecast]
+        if method.keeps == "prediction":
+            cache = PredictionCache(method.gate(self.variant, run), run, order, record, adapter.condition)
+            self._cache = cache
+            self._intercept_predictions(cache)
+            return
+        assert adapter.taps is not None  # `choose` has seen to it
+        transformer = getattr(self._model, adapter.transformer)
+        if isinstance(method, methods.DualCache):
+            fitted = method.fit(blocks_of(self._model, adapter))
+            taps, branches = adapter.taps, adapter.branches
+            block_cache = BlockCache(
+                transformer, taps.blocks, fitted, run, order, record, taps.signal_argument, branches
+            )
+            self._cache = block_cache
+            self._undo.append(block_cache.remove)
+            for name in adapter.predict:
+                self._replace(name, lambda build: lambda *args: uncompiled(build, *args)[0])
+            return
+        gate = method.gate(self.variant, run)
+        look = partial(method.look, run=run)
+        step_cache = StepCache(gate, run, order, record, adapter.branches, look)
+        self._cache = step_cache
+        self._intercept_transformer(step_cache, transformer)
+
+    def _intercept_predictions(self, cache: PredictionCache) -> None:
+        """Have the cache answer each call whose result is a step's prediction, or one guidance branch's."""
+        if not self._adapter.predict:
+            self._undo.append(swap_call(getattr(self._model, self._adapter.transformer), cache.run))
+        elif not self._adapter.on_class:
+            for name in self._adapter.predict:
+                self._replace(name, lambda build: lambda *args: partial(cache.run, build(*args)))
+
+    def _intercept_transformer(self, cache: StepCache, transformer: Any) -> None:
         """Tap the transformer, and have the cache answer its calls."""
-        transformer = getattr(self._model, self._adapter.transformer)
+        assert self._adapter.taps is not None
         taps = Taps(transformer, self._adapter.taps)
         self._undo.append(taps.remove)
 
@@ -153,22 +304,49 @@ class Handle:
             return cache.run(TappedForward(taps, base_call), *args, **kwargs)
 
         self._undo.append(swap_call(transformer, call))
-        if self._adapter.predict is not None:
-            self._intercept_predict(cache, taps, self._adapter.predict)
 
-    def _intercept_predict(self, cache: StepCache, taps: Taps, name: str) -> None:
-        """Where mflux compiles a whole step, compile it with the taps as extra outputs and the gate outside of it."""
-        build = getattr(self._model, name)
+        def replaced(build: Callable[..., Any]) -> Callable[..., Any]:
+            """Where mflux compiles a whole step, compile it with the taps as extra outputs and the gate outside of it."""
 
-        def predict(*args: Any) -> Callable[..., Any]:
-            forward, compiled = uncompiled(build, *args)
-            if not compiled:
-                return forward  # its calls of the transformer are answered one by one
-            tapped = TappedForward(taps, forward, compiled=True)
-            return lambda *a, **k: cache.run(tapped, *a, **k)
+            def predict(*args: Any) -> Callable[..., Any]:
+                forward, compiled = uncompiled(build, *args)
+                if not compiled:
+                    return forward  # its calls of the transformer are answered one by one
+                return partial(cache.run, TappedForward(taps, forward, compiled=True))
 
-        object.__setattr__(self._model, name, predict)
+            return predict
+
+        for name in self._adapter.predict:
+            self._replace(name, replaced)
+
+    def _replace(self, name: str, wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
+        """Let the model's own attribute stand before its method."""
+        if not hasattr(self._model, name):  # an adapter's pipelines need not have all of its methods
+            return
+        object.__setattr__(self._model, name, wrap(getattr(self._model, name)))
         self._undo.append(lambda: self._model.__dict__.pop(name, None))
+
+    def _replace_on_class(self, name: str) -> None:
+        """Stand before a method that mflux looks up on the class, for calls about this model's transformer alone.
+
+        It may be called before the loop begins and with it the cache, so the function it makes asks for the cache each time.
+        """
+        owner = next(cls for cls in type(self._model).__mro__ if name in vars(cls))
+        stock, build = vars(owner)[name], getattr(owner, name)
+
+        def predict(transformer: Any, *args: Any) -> Callable[..., Any]:
+            forward = build(transformer, *args)
+            if transformer is not getattr(self._model, self._adapter.transformer):
+                return forward
+
+            def step(*a: Any, **k: Any) -> Any:
+                cache = self._cache
+                return cache.run(forward, *a, **k) if isinstance(cache, PredictionCache) else forward(*a, **k)
+
+            return step
+
+        setattr(owner, name, staticmethod(predict))
+        self._undo.append(lambda: setattr(owner, name, stock))
 
     def _release(self) -> None:
         while self._undo:
@@ -183,8 +361,17 @@ def handle_of(model: Any) -> Handle | None:
     return getattr(model, _MARK, None)
 
 
+def run_of(config: Any, sigmas: Sequence[float] | None = None) -> Run:
+    """The active steps of mflux's Config; `sigmas` of those that call the model, where they are not its scheduler's."""
+    if sigmas is None:
+        sigmas = config.scheduler.sigmas.tolist()[: config.num_inference_steps]  # one more than steps, the last 0
+    sigmas = [float(sigma) for sigma in sigmas][config.init_time_step :]  # image-to-image starts later
+    return Run(tuple(sigmas), (config.height // 16, config.width // 16))
+
+
 def apply_teacache(
     model: Any,
+    method: Method | str | float | None = None,
     *,
     threshold: float | None = None,
     coefficients: Sequence[float] | None = None,
@@ -195,7 +382,9 @@ def apply_teacache(
 
     Args:
         model: a pipeline, such as `Flux1` or `Flux2Klein`.
-        threshold: in (0, 2]; higher skips more. Default: the variant's own.
+        method: as `--teacache` takes it: "1.5x", "dualcache:aggressive", 0.2, "auto". Default: what the variant
+            recommends.
+        threshold: in (0, 2]; higher skips more. The same as a number for `method`.
         coefficients: a polynomial of your own, five numbers, highest power first.
         range: the changes that `coefficients` were fitted on; without it they hold everywhere.
         variant: a Variant, or the id of a coefficient file. Default: the one that matches the model.
@@ -206,6 +395,26 @@ def apply_teacache(
     Raises:
         AlreadyAppliedError, ConflictError, UnsupportedModelError, SettingsError, VariantFileError.
     """
+    if method is not None and threshold is not None:
+        raise SettingsError("method and threshold were given", hint="give one of them")
+    if range is not None and coefficients is None:
+        raise SettingsError("range was given without coefficients", hint="give both, or a Variant")
+    wanted = to_method(method if threshold is None else threshold)
+    files = catalog()
+    if isinstance(variant, Variant):
+        files.explicit = Entry(variant, "option")
+        variant = None
+    choice = choose(type(model), model.model_config, None, files, method=wanted, id=variant)
+    if coefficients is not None:
+        if choice.variant is None:
+            raise SettingsError("coefficients were given for a model without a variant", hint="give a Variant")
+        own = choice.variant.replace(polynomial=tuple(coefficients), range=range, path=None)
+        choice = replace(choice, match=Match(own, "option", exact=True))
+    return apply_choice(model, choice)
+
+
+def apply_choice(model: Any, choice: Choice) -> Handle:
+    """Put what was chosen to work. AlreadyAppliedError, ConflictError, or SettingsError if the model has too few blocks."""
     if handle_of(model) is not None:
         raise AlreadyAppliedError(
             "TeaCache is already active on this model",
@@ -213,22 +422,29 @@ def apply_teacache(
         )
     if getattr(model, "_teacache_handle", None) is not None:  # mlx-teacache's mark on a model that it patched
         raise ConflictError("mlx-teacache is active on this model", hint="call restore() on its handle first")
-    if not isinstance(variant, Variant):
-        files = catalog()
-        if variant is not None:
-            match = by_id(files, variant)
-        else:
-            match = choose_variant(type(model), model.model_config, None, files)
-        variant = match.variant
-    if coefficients is not None:
-        variant = variant.replace(polynomial=tuple(coefficients), range=range, path=None)
-    elif range is not None:
-        raise SettingsError("range was given without coefficients", hint="give both, or a Variant")
-    if threshold is None:
-        threshold = variant.threshold
-    elif not (math.isfinite(threshold) and 0 < threshold <= MAX_THRESHOLD):
-        raise SettingsError(f"threshold {threshold} is not above 0 and at most {MAX_THRESHOLD:g}", hint="try 0.2")
-    return Handle(model, adapter_for(type(model), variant), variant, threshold, gate_for(variant))
+    if isinstance(choice.method, methods.DualCache):
+        choice.method.fit(blocks_of(model, choice.adapter))
+    return Handle(model, choice)
+
+
+def blocks_of(model: Any, adapter: Adapter) -> dict[str, int]:
+    """How many blocks each list of the transformer has."""
+    assert adapter.taps is not None  # `choose` has seen to it
+    transformer = getattr(model, adapter.transformer)
+    return {name: len(getattr(transformer, name)) for name in adapter.taps.blocks}
+
+
+def to_method(method: Method | str | float | None) -> Method | None:
+    """What Python may give as a method; None stands for what is recommended. SettingsError if it names none."""
+    if method is None or not isinstance(method, (str, int, float)):
+        return method
+    try:
+        found = methods.parse(method if isinstance(method, str) else repr(float(method)), parsers())
+    except ArgumentTypeError as error:
+        raise SettingsError(str(error), hint='give a method such as "1.5x" or 0.2') from None
+    if found == methods.OFF:
+        raise SettingsError("'off' was given", hint="do not apply it then")
+    return None if isinstance(found, str) else found
 
 
 def by_id(files: Catalog, id: str) -> Match:
@@ -240,28 +456,3 @@ def by_id(files: Catalog, id: str) -> Match:
         )
     entry = files.variants[id]
     return Match(entry.variant, entry.origin, exact=True)
-
-
-def adapter_for(pipeline: type, variant: Variant) -> Adapter:
-    """The adapter that a variant names, for this pipeline class. Raises UnsupportedModelError if it does not fit."""
-    serving = registry().serving(pipeline)
-    if variant.adapter not in serving:
-        raise UnsupportedModelError(
-            f"the variant {variant.id} does not fit {pipeline.__name__}",
-            cause=f"it is for the adapter '{variant.adapter}'",
-            hint=f"a variant for {' or '.join(sorted(serving)) or 'another pipeline'} fits",
-        )
-    return serving[variant.adapter]
-
-
-def gate_for(variant: Variant) -> GateFactory:
-    """The gate that a variant names. Raises UnsupportedModelError if nobody brings it."""
-    gates: dict[str, GateFactory] = {"teacache": TeaCacheGate}
-    for contributed in tell(load_plugins().manager.hook.mflux_gates):
-        gates.update(contributed)
-    if variant.gate not in gates:
-        raise UnsupportedModelError(
-            f"{variant.path or variant.id}: gate: there is no gate '{variant.gate}'",
-            hint=f"known are {', '.join(sorted(gates))}; install the plugin that brings it",
-        )
-    return gates[variant.gate]

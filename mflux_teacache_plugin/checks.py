@@ -119,9 +119,51 @@ def span(problems: Problems, key: str, value: object) -> tuple[float | None, ...
     return found
 
 
-def _numbers(problems: Problems, key: str, value: object, length: int, mend: str) -> tuple[float | None, ...]:
-    if not isinstance(value, (list, tuple)) or len(value) != length:
-        problems.add(key, f"expected {length} numbers, got {show(value)}", mend)
+def falling(problems: Problems, key: str, value: object) -> tuple[float | None, ...]:
+    """At least two shares of noise between 0 and 1, each below the one before."""
+    found = _numbers(problems, key, value, None, "give the σ of a run, from its first step to its last")
+    shares = [share for share in found if share is not None]
+    if len(found) == 1 or any(not 0 <= share <= 1 for share in shares) or sorted(set(shares))[::-1] != shares:
+        problems.add(key, "expected at least two numbers between 0 and 1 that fall", "list them from noise to picture")
+    return found
+
+
+def rising(problems: Problems, key: str, value: object) -> tuple[float | None, ...]:
+    """Numbers that start at 0 and never fall."""
+    found = _numbers(problems, key, value, None, "give what has changed since the first sigma")
+    sums = [each for each in found if each is not None]
+    if sums and (sums[0] != 0 or sorted(sums) != sums):
+        problems.add(key, "expected numbers that start at 0 and never fall", "add up the changes from step to step")
+    return found
+
+
+def step_list(problems: Problems, key: str, value: object) -> tuple[int, ...]:
+    """The steps to compute, from 0, as `0-10,12,15` or as a list of numbers."""
+    try:
+        if isinstance(value, (list, tuple)) and all(type(step) is int for step in value):
+            return parse_steps(",".join(map(str, value)))
+        return parse_steps(value if isinstance(value, str) else "")
+    except ValueError:
+        problems.add(key, f"expected rising steps, got {show(value)}", 'write them as "0-10,12,15,49"')
+        return ()
+
+
+def parse_steps(text: str) -> tuple[int, ...]:
+    """Steps as they are published, `0-10,12,15`, as numbers. ValueError if they are none, or do not rise."""
+    found: list[int] = []
+    for part in text.split(","):
+        low, dash, high = part.strip().partition("-")
+        if not all(end.isdecimal() and len(end) <= 4 for end in ([low, high] if dash else [low])):
+            raise ValueError(f"not a step: {part}")
+        found += range(int(low), int(high) + 1) if dash else [int(low)]
+    if not found or sorted(set(found)) != found:
+        raise ValueError(f"not rising: {text}")
+    return tuple(found)
+
+
+def _numbers(problems: Problems, key: str, value: object, length: int | None, mend: str) -> tuple[float | None, ...]:
+    if not isinstance(value, (list, tuple)) or (len(value) != length if length else not value):
+        problems.add(key, f"expected {length or 'a list of'} numbers, got {show(value)}", mend)
         return ()
     return tuple(number(problems, f"{key}[{index}]", entry) for index, entry in enumerate(value))
 
@@ -142,6 +184,19 @@ def table(cls: type) -> Check:
             return None
         values = check_table(cls, data, problems, prefix=f"{key}.")
         return cls(**values) if len(problems) == before else None
+
+    return check
+
+
+def tables(cls: type) -> Check:
+    """The check of an array of tables."""
+    one = table(cls)
+
+    def check(problems: Problems, key: str, value: object) -> Any:
+        if not isinstance(value, (list, tuple)):
+            problems.add(key, f"expected an array of tables, got {show(value)}", f"write each in a section [[{key}]]")
+            return ()
+        return tuple(one(problems, f"{key}[{index}]", entry) for index, entry in enumerate(value))
 
     return check
 

@@ -3,24 +3,30 @@
 import os
 import sys
 from argparse import ArgumentParser, Namespace
-from collections.abc import Iterable, Mapping, MutableMapping
+from collections.abc import Callable, Iterable, Mapping, MutableMapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NoReturn
 
-from mflux_teacache_plugin import apply, demo_model, report, settings
+from mflux_teacache_plugin import apply, demo_model, methods, report, settings
 from mflux_teacache_plugin.adapters import BUILT_IN, Adapter
-from mflux_teacache_plugin.catalog import Catalog, Match
-from mflux_teacache_plugin.errors import ConflictError, TeaCacheError, UnsupportedModelError
+from mflux_teacache_plugin.apply import Choice
+from mflux_teacache_plugin.caching.forecast import ORDERS
+from mflux_teacache_plugin.catalog import Catalog
+from mflux_teacache_plugin.errors import TeaCacheError, UnsupportedModelError
 from mflux_teacache_plugin.host.specs import hookimpl
+from mflux_teacache_plugin.methods import Parser
 from mflux_teacache_plugin.settings import Settings
 
+#: Every option of ours.
+OPTIONS = (*settings.METHOD_OPTIONS, "--teacache-forecast", "--teacache-coefficients")
+
 _HELP = (
-    "Skip the denoising steps that barely change the picture (TeaCache). VALUE is the threshold, above 0 and at most 2: "
-    "higher skips more; 0.2 is a good start for FLUX.1. Without a value, or with 'auto', the model's own threshold; "
-    "'off' goes over MFLUX_TEACACHE and a -C file. Steps are chosen while the image is made, from how much the "
-    "model's input changes; mflux's own --teacache-ratio skips a fixed share of the steps, on other models."
+    "Skip the denoising steps that barely change the picture. VALUE is a speed-up such as 1.5x, with as many steps computed "
+    "as give it; or TeaCache's threshold, above 0 and at most 2: higher skips more, steps are chosen while the image is "
+    "made, 0.2 is a good start for FLUX.1. Without a value, or with 'auto', what is recommended for the model; 'off' goes over "
+    "MFLUX_TEACACHE and a -C file. mflux's own --teacache-ratio skips a fixed share of the steps, on some models."
 )
 
 
@@ -31,6 +37,23 @@ class Request:
     wanted: Settings
     files: Catalog
     parser: ArgumentParser
+
+    def choose(self, pipeline: type, model_config: Any, source: str | None, args: Namespace | None) -> Choice:
+        """What the model will run with. Raises what `apply.choose` does."""
+        wanted = self.wanted
+        options = {} if args is None else vars(args)
+        choice = apply.choose(
+            pipeline,
+            model_config,
+            source,
+            self.files,
+            method=wanted.method,
+            forecast=wanted.forecast,
+            id=wanted.variant,
+            options=options,
+        )
+        choice.method.check_steps(_steps(choice.adapter, args))
+        return choice
 
 
 def impossible(wanted: Settings, parser: ArgumentParser, error: TeaCacheError) -> None:
@@ -62,16 +85,50 @@ def mflux_models() -> Mapping[str, Any]:
 
 
 @hookimpl(optionalhook=True)
+def mflux_methods() -> Mapping[str, Parser]:
+    return methods.BUILT_IN
+
+
+@hookimpl(optionalhook=True)
 def mflux_add_options(parser: ArgumentParser, pipelines: list[type], rejected: MutableMapping[str, str]) -> None:
     group = parser.add_argument_group(f"TeaCache (mflux-teacache-plugin {version('mflux-teacache-plugin')})")
+    known = apply.parsers()
+
+    def method(text: str) -> settings.Value:
+        return methods.parse(text, known)
+
+    def named(name: str) -> Callable[[str], settings.Value]:
+        def value(text: str) -> settings.Value:
+            return methods.parse(f"{name}:{text}", known)
+
+        return value
+
+    method.__name__, dualcache, seacache = "method", named("dualcache"), named("seacache")
+    dualcache.__name__, seacache.__name__ = "dualcache", "seacache"
     group.add_argument(
-        "--teacache",
-        nargs="?",
-        const=settings.AUTO,
+        "--teacache", nargs="?", const=settings.AUTO, default=None, type=method, metavar="VALUE", help=_HELP
+    )
+    group.add_argument(
+        "--dualcache",
         default=None,
-        type=settings.threshold,
-        metavar="VALUE",
-        help=_HELP,
+        type=dualcache,
+        metavar="PRESET",
+        help="Run the first blocks of each step, and skip the others where those changed little. PRESET is aggressive, "
+        "conservative, or settings such as F=8,B=0,rdt=0.08 (see docs/options.md).",
+    )
+    group.add_argument(
+        "--seacache",
+        default=None,
+        type=seacache,
+        metavar="THRESHOLD",
+        help="As --teacache with a threshold, on a filtered signal that needs no coefficients; 0.3 is a good start.",
+    )
+    group.add_argument(
+        "--teacache-forecast",
+        choices=list(ORDERS),
+        default=None,
+        help="What stands in for a skipped step: the last computed one, or what the last two or three lead to. "
+        "Default: linear for speed-ups, reuse for the others.",
     )
     group.add_argument(
         "--teacache-coefficients",
@@ -80,24 +137,22 @@ def mflux_add_options(parser: ArgumentParser, pipelines: list[type], rejected: M
         metavar="PATH",
         help="A coefficient file, or a folder of them, that goes before all others; implies --teacache.",
     )
-    adapters = apply.registry()
-    if pipelines and not any(adapters.serving(pipeline) for pipeline in pipelines):
-        reason = next(filter(None, map(adapters.refusal, pipelines)), "this model is not supported yet")
-        rejected["--teacache"] = f"TeaCache: {reason}; the command exits with an error when this is set."
-        rejected["--teacache-coefficients"] = rejected["--teacache"]
+    if pipelines and (reason := _why_not(pipelines)) is not None:
+        for option in OPTIONS:
+            rejected[option] = f"TeaCache: {reason}; the command exits with an error when this is set."
 
 
 @hookimpl(optionalhook=True)
 def mflux_options_parsed(parser: ArgumentParser, args: Namespace, command: str, pipelines: list[type]) -> None:
     args.teacache_request = None
     try:
-        wanted = settings.resolve(args, os.environ)
+        wanted = settings.resolve(args, os.environ, lambda text: methods.parse(text, apply.parsers()))
     except TeaCacheError as error:
         refuse(parser, error)
     if wanted is None:
         return
     try:
-        _check_command(args, command, pipelines)
+        _check_command(args, command, pipelines, wanted)
     except TeaCacheError as error:
         return impossible(wanted, parser, error)
     try:
@@ -110,13 +165,13 @@ def mflux_options_parsed(parser: ArgumentParser, args: Namespace, command: str, 
 def mflux_model_loading(pipeline: type, model_config: Any | None, source: str | None, args: Namespace | None) -> None:
     demo_model.prepare(model_config)
     request: Request | None = getattr(args, "teacache_request", None)
-    if request is None or model_config is None:
+    if request is None or model_config is None or args is None:
         return
     try:
-        _match(pipeline, model_config, source, request.wanted, request.files)
+        request.choose(pipeline, model_config, source, args)
     except TeaCacheError as error:
         impossible(request.wanted, request.parser, error)
-        args.teacache_request = None  # type: ignore[union-attr]
+        args.teacache_request = None
 
 
 @hookimpl(optionalhook=True)
@@ -127,22 +182,22 @@ def mflux_model_loaded(model: Any, source: str | None, args: Namespace | None) -
         request = getattr(args, "teacache_request", None)
     if request is None:
         return
-    wanted, files = request.wanted, request.files
+    wanted = request.wanted
     try:
-        match = _match(type(model), model.model_config, source, wanted, files)
-        handle = apply.apply_teacache(model, threshold=wanted.threshold, variant=match.variant)
+        choice = request.choose(type(model), model.model_config, source, args)
+        handle = apply.apply_choice(model, choice)
     except TeaCacheError as error:
-        return impossible(request.wanted, request.parser, error)
+        return impossible(wanted, request.parser, error)
     if wanted.coefficients is not None:  # absolute: -C may replay it from another folder
         handle.coefficients = str(wanted.coefficients.expanduser().absolute())
-    _notes(match, model.model_config, source, wanted)
+    _notes(choice, model.model_config, source, wanted)
 
 
 @hookimpl(optionalhook=True)
 def mflux_generation_end(model: Any, image: Any | None) -> None:
     handle = apply.handle_of(model)
     if handle is not None and image is not None:
-        _say(report.summary(handle.stats.last, handle.threshold, handle.variant))
+        _say(report.summary(handle.stats.last, handle.method, handle.variant))
 
 
 def _ambient() -> Request | None:
@@ -155,44 +210,48 @@ def _ambient() -> Request | None:
         return None
 
 
-def _check_command(args: Namespace, command: str, pipelines: list[type]) -> None:
+def _check_command(args: Namespace, command: str, pipelines: list[type], wanted: Settings) -> None:
     """Raise UnsupportedModelError or ConflictError for what can be told before the model is known."""
-    adapters = apply.registry()
+    if (reason := _why_not(pipelines)) is not None:
+        raise UnsupportedModelError(f"{command} cannot skip steps", cause=reason, hint="run it without --teacache")
     for pipeline in pipelines:
-        if (reason := adapters.refusal(pipeline)) is not None:
-            raise UnsupportedModelError(f"{command} cannot skip steps", cause=reason, hint="run it without --teacache")
-    if not any(adapters.serving(pipeline) for pipeline in pipelines):
-        supported = ", ".join(sorted(name.partition(":")[2] for name in adapters.pipelines()))
-        raise UnsupportedModelError(
-            f"{command} is not supported yet",
-            cause=f"there is no adapter for {', '.join(pipeline.__name__ for pipeline in pipelines)}",
-            hint=f"run it without --teacache; supported are the commands that build one of {supported}",
-        )
-    if getattr(args, "step_cache_ratio", None) is not None or getattr(args, "use_step_cache", False):
-        raise ConflictError("mflux's own step cache is asked for too", hint="use either --teacache or mflux's option")
+        for adapter in apply.serving_adapters(pipeline).values():
+            apply.check_run(adapter, pipeline, None, vars(args))
+            if wanted.method is not None:
+                wanted.method.check_steps(_steps(adapter, args))
 
 
-def _match(pipeline: type, model_config: Any, source: str | None, wanted: Settings, files: Catalog) -> Match:
-    """The recorded run's variant under -C, otherwise the one that fits the model. Refuses what cannot be applied."""
-    if wanted.variant is not None:
-        match = apply.by_id(files, wanted.variant)
-    else:
-        match = apply.choose_variant(pipeline, model_config, source, files)
-    apply.adapter_for(pipeline, match.variant)
-    apply.gate_for(match.variant)
-    return match
+def _why_not(pipelines: list[type]) -> str | None:
+    """Why no pipeline of a command can skip steps, or None."""
+    try:
+        for pipeline in pipelines:
+            apply.serving_adapters(pipeline)
+    except UnsupportedModelError as error:
+        return error.cause
+    return None
 
 
-def _notes(match: Match, model_config: Any, source: str | None, wanted: Settings) -> None:
+def _steps(adapter: Adapter, args: Namespace | None) -> int | None:
+    """How many steps a command will take, if that is known yet."""
+    if args is not None and adapter.steps is not None:
+        return adapter.steps(args)
+    return getattr(args, "steps", None)
+
+
+def _notes(choice: Choice, model_config: Any, source: str | None, wanted: Settings) -> None:
     """What is worth a line before the run."""
-    variant = match.variant
+    name = source or model_config.model_name
+    if choice.match is None:
+        _say(f"there are no coefficients for {name}, so {choice.method} places the computed steps evenly")
+        return
+    variant = choice.match.variant
     if wanted.numbers is not None and wanted.numbers != variant.digest:
         _say(f"the numbers of {variant.id} changed since {wanted.origin} was recorded; the image may differ")
-    if not match.exact:
+    if not choice.match.exact:
         taken = "" if source is None else f" (mflux takes it for {model_config.base_model or model_config.model_name})"
         _say(
-            f"{source or model_config.model_name}{taken} is not what {variant.id} was calibrated for; "
-            "look at the pictures before you trust the threshold"
+            f"{name}{taken} is not what {variant.id} was calibrated for; "
+            "look at the pictures before you trust the setting"
         )
     if variant.distilled:
         _say(f"{variant.id} is distilled: its few steps are too large to skip any, so expect no gain")

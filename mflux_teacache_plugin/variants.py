@@ -41,14 +41,31 @@ class Provenance:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Profile:
+    """The output's relative L1 change along the schedule, accumulated since the first σ, the mean over prompts."""
+
+    sigma: tuple[float, ...] = key_field(checks.falling, "sigma = [1.0, 0.9, 0.5, 0.02]")
+    change: tuple[float, ...] = key_field(checks.rising, "change = [0.0, 0.4, 0.9, 1.8]")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StepList:
+    """A published list of the steps to compute, from 0, in a run of so many `steps`."""
+
+    steps: int = key_field(checks.count, "steps = 50")
+    computed: tuple[int, ...] = key_field(checks.step_list, 'computed = "0-10,12,15,49"')
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Variant:
     """The numbers that decide which steps a model may skip.
 
     `polynomial` (five coefficients, highest power first) maps the relative L1 change of the signal between two steps to
     the estimated relative change of the output; both are dimensionless. `range` is the span of signal changes that the
-    fit saw, `threshold` the accumulated estimate from which a step is computed. `models` names what the numbers are for
-    (repo ids or mflux names), `related` what they may serve uncalibrated. `path` is the file, None for a variant made
-    in Python.
+    fit saw, `threshold` the accumulated estimate from which a step is computed. `profile` and `step_lists` place steps
+    without a signal. `recommended` is the method that `auto` means; without it, it is the threshold, or a speed-up of
+    1.5x where there is none. `models` names what the numbers are for (repo ids or mflux names), `related` what they may
+    serve uncalibrated. `path` is the file, None for a variant made in Python.
 
     Raises:
         VariantFileError: a value breaks the schema; one error names all of them.
@@ -58,14 +75,22 @@ class Variant:
     adapter: str = key_field(checks.text, 'adapter = "flux1"')
     models: tuple[str, ...] = key_field(checks.names, 'models = ["me/my-finetune"]')
     related: tuple[str, ...] = key_field(checks.names, 'related = ["me/its-sibling"]', default=())
-    polynomial: tuple[float, ...] = key_field(checks.polynomial, "polynomial = [0.0, 0.0, 0.0, 1.0, 0.0]")
+    polynomial: tuple[float, ...] | None = key_field(
+        checks.polynomial, "polynomial = [0.0, 0.0, 0.0, 1.0, 0.0]", default=None
+    )
     range: tuple[float, float] | None = key_field(checks.span, "range = [0.03, 0.22]", default=None)
-    threshold: float = key_field(checks.threshold, "threshold = 0.2")
+    threshold: float | None = key_field(checks.threshold, "threshold = 0.2", default=None)
+    profile: Profile | None = key_field(  # noqa: RUF009 – a field like the others
+        checks.table(Profile), "a section [profile] with sigma and change", default=None
+    )
+    step_lists: tuple[StepList, ...] = key_field(
+        checks.tables(StepList), "a section [[step_lists]] with steps and computed", default=()
+    )
+    recommended: str | None = key_field(checks.text, 'recommended = "2x"', default=None)
     guard: Guard = key_field(  # noqa: RUF009 – a field like the others
         checks.table(Guard), "guard = { first = 1, last = 1 }", default=Guard()
     )
     distilled: bool = key_field(checks.flag, "distilled = true", default=False)
-    gate: str = key_field(checks.text, 'gate = "teacache"', default="teacache")
     weights_licence: str = key_field(checks.text, 'weights_licence = "Apache-2.0"')
     provenance: Provenance = key_field(  # noqa: RUF009
         checks.table(Provenance), 'a section [provenance] with source = "..."'
@@ -75,6 +100,8 @@ class Variant:
     def __post_init__(self) -> None:
         problems = Problems()
         values = check_table(Variant, as_table(self), problems)
+        if not problems:
+            _judge_as_a_whole(values, problems)
         if problems:
             raise VariantFileError(f"the variant {show(self.id)} is not usable", cause="\n".join(problems))
         for name, value in values.items():
@@ -83,12 +110,36 @@ class Variant:
     @property
     def digest(self) -> str:
         """Twelve hex digits over the numbers that decide, so that a replay can tell whether they changed."""
-        numbers = (self.polynomial, self.range, self.threshold, self.guard.first, self.guard.last, self.gate)
-        return hashlib.sha256(json.dumps(numbers).encode()).hexdigest()[:12]
+        numbers = (self.polynomial, self.range, self.threshold, self.guard.first, self.guard.last)
+        placed = (self.profile and as_table(self.profile), [as_table(published) for published in self.step_lists])
+        return hashlib.sha256(json.dumps((numbers, placed)).encode()).hexdigest()[:12]
 
     def replace(self, **changes: Any) -> "Variant":
         """A copy with some fields changed, checked like any other variant."""
         return dataclasses.replace(self, **changes)
+
+
+def _judge_as_a_whole(values: dict[str, Any], problems: Problems) -> None:
+    """What no key shows by itself."""
+    if (values.get("polynomial") is None) != (values.get("threshold") is None):
+        there, missing = (
+            ("threshold", "polynomial") if values.get("polynomial") is None else ("polynomial", "threshold")
+        )
+        problems.add(missing, f"missing, though there is a {there}", "give both or neither")
+    profile = values.get("profile")
+    if profile is not None and len(profile.sigma) != len(profile.change):
+        problems.add(
+            "profile.change",
+            f"{len(profile.change)} values for {len(profile.sigma)} of sigma",
+            "give as many of one as of the other",
+        )
+    for index, published in enumerate(values.get("step_lists") or ()):
+        if published.computed[-1] != published.steps - 1 or published.computed[0] != 0:
+            problems.add(
+                f"step_lists[{index}].computed",
+                f"goes from {published.computed[0]} to {published.computed[-1]}",
+                f"compute the first and the last of {published.steps} steps, 0 and {published.steps - 1}",
+            )
 
 
 def read_variant(path: Path) -> Variant:
@@ -121,6 +172,8 @@ def read_variant(path: Path) -> Variant:
             hint="upgrade: pip install --upgrade mflux-teacache-plugin",
         )
     values = check_table(Variant, data, problems)
+    if not problems:
+        _judge_as_a_whole(values, problems)
     if values.get("id") and values["id"] != path.stem:
         problems.add("id", f'"{values["id"]}" is not the name of the file', "rename the file or change the id")
     if problems:

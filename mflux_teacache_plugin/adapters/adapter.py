@@ -1,8 +1,11 @@
 """What an adapter declares, and the registry that finds one for a pipeline."""
 
-from collections.abc import Iterable
+from argparse import Namespace
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+from mflux_teacache_plugin.adapters.cfg import DISTILLED_GUIDANCE
 from mflux_teacache_plugin.caching.taps import TapPoints
 
 
@@ -10,22 +13,37 @@ from mflux_teacache_plugin.caching.taps import TapPoints
 class Adapter:
     """One family of transformers.
 
+    Where a step's prediction is made is enough for placed steps; a method that looks inside needs `taps` and `branches` too.
+
     Attributes:
         id: what a coefficient file names as its `adapter`.
         pipelines: the classes it serves, as "module:Class".
-        taps: where the transformer is tapped.
-        branches: how often the transformer runs within a step at most (see `adapters/cfg.py`).
-        transformer: the pipeline's attribute that holds the transformer.
-        predict: the pipeline's method that makes one step's function and compiles it on most machines; None where mflux
-            calls the transformer directly.
+        taps: where the transformer is tapped; None where nobody has said yet, so that only placed steps can be offered.
+        branches: how often the transformer runs within a step at most (see `adapters/cfg.py`); for the taps.
+        transformer: the pipeline's attribute that holds the transformer, or whatever it calls in its place.
+        predict: the pipeline's methods that make one step's function, where mflux compiles it; none where it calls the
+            transformer from plain Python.
+        on_class: mflux looks these methods up on the class, so that no attribute of the instance can stand before them.
+        condition: the position of the transformer's argument, the prompt's embeddings say, that must be the same array as
+            before for an earlier prediction to be of use; None where it is the same throughout a run.
+        sigmas: σ of every step that calls the transformer, from the pipeline, mflux's Config and the arguments of
+            `generate_image`; None where that is the Config's scheduler's.
+        steps: how many steps a command takes, from its options; None where `--steps` says it.
+        refuses: why a run cannot skip steps, or None, from mflux's ModelConfig (None: not known yet) and the options of
+            the command or the arguments of `generate_image` (one that is missing is not known).
     """
 
     id: str
     pipelines: tuple[str, ...]
-    taps: TapPoints
-    branches: int
+    taps: TapPoints | None = None
+    branches: int = DISTILLED_GUIDANCE
     transformer: str = "transformer"
-    predict: str | None = None
+    predict: tuple[str, ...] = ()
+    on_class: bool = False
+    condition: int | None = None
+    sigmas: Callable[[Any, Any, Mapping[str, Any]], Sequence[float]] | None = None
+    steps: Callable[[Namespace], int] | None = None
+    refuses: Callable[[Any | None, Mapping[str, Any]], str | None] | None = None
 
 
 def pipeline_name(pipeline: type) -> str:

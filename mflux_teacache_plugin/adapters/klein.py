@@ -21,5 +21,5 @@ KLEIN = Adapter(
         final="norm_out",
     ),
     branches=CLASSIFIER_FREE_GUIDANCE,  # Python may ask a distilled model for it too
-    predict="_predict",
+    predict=("_predict", "_cached_predict"),  # the second for steps that read the key-value cache
 )

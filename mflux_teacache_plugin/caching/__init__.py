@@ -1,4 +1,5 @@
 """The algorithm, without mflux: where a step is tapped, when it is skipped, and what stands in for it.
 
-`taps` sees inside a transformer, `gate` decides, `step_cache` keeps and reuses, `stats` records.
+`taps` sees inside a transformer. `gate` says what a gate is; `teacache`, `dualcache` and `placement` are gates, `seacache`
+filters TeaCache's signal. `forecast` draws what stands in. `step_cache` keeps and answers, `stats` records.
 """

@@ -5,14 +5,17 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Decision:
-    """One step of one generation.
+    """Whether the work of one step, or a part of it, was skipped.
 
     Attributes:
         step: position within the active steps, from 0.
-        skipped: whether a kept residual stood in for the blocks.
+        skipped: whether something that was kept stood in for the blocks.
         reason: why, in words.
-        change: relative L1 change of the signal since the step before; None where it was not read.
+        change: relative L1 change of the signal; None where it was not read.
         accumulated: the gate's estimate of the output's change since the last computed step; None where not asked.
+        branch: the guidance branch, from 0; 0 too where one decision holds for all.
+        blocks: the list of blocks that was decided about; None for all of them.
+        share: of the step's work that was decided about, up to 1.
     """
 
     step: int
@@ -20,6 +23,9 @@ class Decision:
     reason: str
     change: float | None = None
     accumulated: float | None = None
+    branch: int = 0
+    blocks: str | None = None
+    share: float = 1.0
 
 
 @dataclass
@@ -31,12 +37,24 @@ class Generation:
     fault: str | None = None  #: why the plugin stood aside midway, if it did
 
     @property
-    def skipped(self) -> int:
-        return sum(decision.skipped for decision in self.decisions)
+    def taken(self) -> int:
+        """Steps that were decided about."""
+        return len({decision.step for decision in self.decisions})
 
     @property
-    def computed(self) -> int:
-        return len(self.decisions) - self.skipped
+    def skipped(self) -> float:
+        """Work that was skipped, in steps; a whole number unless a method decides about parts of a step."""
+        return _whole(sum(decision.share for decision in self.decisions if decision.skipped))
+
+    @property
+    def computed(self) -> float:
+        """Work that was done, in steps."""
+        return _whole(self.taken - self.skipped)
+
+    @property
+    def changes(self) -> list[float]:
+        """Every change of the signal that was read."""
+        return [decision.change for decision in self.decisions if decision.change is not None]
 
 
 @dataclass
@@ -51,14 +69,19 @@ class Stats:
         return self.generations[-1]
 
     @property
-    def skipped(self) -> int:
-        return sum(generation.skipped for generation in self.generations)
+    def skipped(self) -> float:
+        return _whole(sum(generation.skipped for generation in self.generations))
 
     @property
-    def computed(self) -> int:
-        return sum(generation.computed for generation in self.generations)
+    def computed(self) -> float:
+        return _whole(sum(generation.computed for generation in self.generations))
 
     @property
     def speedup_estimate(self) -> float:
         """All steps over the computed ones: the denoising loop's speed-up if a skipped step cost nothing."""
         return (self.computed + self.skipped) / self.computed if self.computed else 1.0
+
+
+def _whole(steps: float) -> float:
+    """The same number, as an integer where it is one up to rounding."""
+    return round(steps) if abs(steps - round(steps)) < 1e-6 else steps

@@ -1,112 +1,221 @@
-"""One generation: keep each guidance branch's residual, and let it stand in for the blocks on a skipped step.
+"""One generation: what is kept of the computed steps, and what it stands in for.
+
+`PredictionCache` keeps what a step's calls return, and needs to see no more. `StepCache` keeps each guidance branch's
+residual, which lets a gate read a signal from inside and the rest of the forward run on a skipped step:
 
 ```
 compute   full forward, evaluated;  residual = h_out - h_in  is kept, one per guidance branch
-skip      forward without blocks, with the kept residual added at the final norm
+skip      forward without blocks, with a residual forecast from those kept added at the final norm
 ```
 
-MLX is lazy: the full forward is built on every step, and only its signal is evaluated before the gate decides.
+MLX is lazy: the full forward is built on every step, and only its signal is evaluated before the gate decides. A third
+cache, which decides inside the forward, is in `dualcache`.
 """
 
-from typing import Any, cast
+from collections import defaultdict
+from collections.abc import Callable
+from typing import Any
 
 import mlx.core as mx
 
-from mflux_teacache_plugin.caching.gate import Gate, Verdict
+from mflux_teacache_plugin.caching.forecast import Forecast
+from mflux_teacache_plugin.caching.gate import Gate, Run, Verdict, relative_change
 from mflux_teacache_plugin.caching.stats import Decision, Generation
-from mflux_teacache_plugin.caching.taps import TappedForward
+from mflux_teacache_plugin.caching.taps import Forward, TappedForward
 
 
 class CacheFault(Exception):
     """The model does not behave as its adapter says; the generation goes on without the cache."""
 
 
-def relative_change(current: mx.array, previous: mx.array) -> float:
-    """mean|current - previous| / mean|previous| over all elements, reduced in float32. Waits for the device."""
-    current, previous = current.astype(mx.float32), previous.astype(mx.float32)
-    return cast(float, (mx.abs(current - previous).mean() / mx.abs(previous).mean()).item())
-
-
-class StepCache:
-    """Runs the steps of one generation.
+class Cache:
+    """What all caches share: the step counter, the record, and standing aside after a fault.
 
     Args:
-        gate: a new gate.
-        record: a new record, which says how many steps are active (image-to-image starts late).
-        guard: so many first and last active steps always compute.
-        branches: how often the transformer runs within a step at most: 2 with classifier-free guidance.
+        run: the generation's schedule.
+        order: of the forecasts that stand in for a skipped step.
+        record: a new record.
     """
 
-    def __init__(self, gate: Gate, record: Generation, guard: tuple[int, int] = (1, 1), branches: int = 1) -> None:
+    def __init__(self, run: Run, order: int, record: Generation) -> None:
         self.record = record
+        self._run = run
+        self._order = order
+        self._step = 0
+        self._calls = 0  # that this step has made so far
+
+    @property
+    def sigma(self) -> float:
+        """Of the present step."""
+        return self._run.sigmas[min(self._step, self._run.steps - 1)]
+
+    def end_step(self) -> None:
+        """The step is done: start evaluating what is kept, so that no graph stays alive, without waiting for it."""
+        self._step += 1
+        self._calls = 0
+        mx.async_eval(self.kept())
+
+    def kept(self) -> list[mx.array]:
+        """Every array that is held."""
+        raise NotImplementedError
+
+    def forget(self) -> None:
+        """Drop everything that is kept."""
+        raise NotImplementedError
+
+    def stand_aside(self, exception: Exception) -> None:
+        """Record a fault; from here on the model's own forward answers."""
+        self.record.fault = f"{type(exception).__name__}: {exception}"
+        self.forget()
+
+    def _note(self, verdict: Verdict, change: float | None = None) -> None:
+        self.record.decisions.append(Decision(self._step, verdict.skip, verdict.reason, change, verdict.accumulated))
+
+
+class PredictionCache(Cache):
+    """Keeps what the calls of a step return; for gates that read no signal.
+
+    Args:
+        condition: the position of an argument of the calls; what was kept when it was another object is of no use.
+    """
+
+    def __init__(self, gate: Gate, run: Run, order: int, record: Generation, condition: int | None = None) -> None:
+        super().__init__(run, order, record)
         self._gate = gate
-        self._first, self._last = guard
+        self._condition = condition
+        self._conditions: dict[int, Any] = {}  # by call within the step
+        self._predictions: dict[int, Forecast] = defaultdict(lambda: Forecast(order))  # by call within the step
+        self._skip = False
+
+    def run(self, forward: Forward, *args: Any, **kwargs: Any) -> mx.array:
+        """Answer one call, which is one of a step's, always in the same order."""
+        if self.record.fault is not None:
+            return forward(*args, **kwargs)
+        try:
+            prediction, stand_in = self._ask(args)
+        except Exception as exception:  # noqa: BLE001 - whatever it is, it must not cost the user the image
+            self.stand_aside(exception)
+            return forward(*args, **kwargs)
+        if stand_in is not None:
+            return stand_in
+        output = forward(*args, **kwargs)
+        try:
+            prediction.learn(self.sigma, output)
+        except Exception as exception:  # noqa: BLE001
+            self.stand_aside(exception)
+        return output
+
+    def _ask(self, args: tuple[Any, ...]) -> tuple[Forecast, mx.array | None]:
+        """This call's forecast, and what stands in for the call if it is not to be made."""
+        if self._condition is not None:
+            condition = args[self._condition]
+            if self._conditions.setdefault(self._calls, condition) is not condition:
+                self._conditions[self._calls] = condition
+                self._predictions.pop(self._calls, None)
+        if self._calls == 0:
+            verdict = self._gate(self._step, _unread)
+            if verdict.skip and self._predictions[0].shape is None:
+                verdict = Verdict(skip=False, reason="nothing that fits is kept")
+            self._skip = verdict.skip
+            self._note(verdict)
+        prediction = self._predictions[self._calls]
+        self._calls += 1
+        # a call that only starts now is computed, whatever was decided
+        fits = self._skip and prediction.shape is not None
+        return prediction, prediction.at(self.sigma) if fits else None
+
+    def kept(self) -> list[mx.array]:
+        return [array for prediction in self._predictions.values() for array in prediction.kept]
+
+    def forget(self) -> None:
+        self._predictions.clear()
+        self._conditions.clear()
+
+
+class StepCache(Cache):
+    """Keeps the residual of each guidance branch.
+
+    Args:
+        branches: how often the transformer runs within a step at most: 2 with classifier-free guidance.
+        look: makes of a signal, (batch, tokens, width), and its σ what the gate compares between neighbouring steps.
+    """
+
+    def __init__(
+        self,
+        gate: Gate,
+        run: Run,
+        order: int,
+        record: Generation,
+        branches: int = 1,
+        look: Callable[[mx.array, float], mx.array] = lambda signal, sigma: signal,
+    ) -> None:
+        super().__init__(run, order, record)
+        self._gate = gate
         self._branches = branches
+        self._look = look
         self._signal: mx.array | None = None  # of the step before, skipped or not
-        self._residuals: dict[int, mx.array] = {}  # by guidance branch; (batch, image tokens, width), the model's dtype
-        self._branch = 0  # branches that this step has run so far
+        self._residuals: dict[int, Forecast] = defaultdict(lambda: Forecast(order))  # by guidance branch
         self._skip = False  # this step's decision, taken on its first (conditional) branch
 
     def run(self, forward: TappedForward, *args: Any, **kwargs: Any) -> mx.array:
         """Answer one call of `forward`, which covers one guidance branch or all of a step's."""
         if self.record.fault is None:
             try:
-                return self._run(forward, *args, **kwargs)
+                return self._answer(forward, *args, **kwargs)
             except Exception as exception:  # noqa: BLE001 - whatever it is, it must not cost the user the image
-                self.record.fault = f"{type(exception).__name__}: {exception}"
-                self.forget()
+                self.stand_aside(exception)
         return forward.plain(*args, **kwargs)  # raises again what was not our fault
 
-    def end_step(self) -> None:
-        """The step is done: start evaluating what is kept, so that no graph stays alive, without waiting for it."""
-        self._branch = 0
-        kept = [*self._residuals.values(), *([] if self._signal is None else [self._signal])]
-        mx.async_eval(kept)
+    def kept(self) -> list[mx.array]:
+        residuals = [array for residual in self._residuals.values() for array in residual.kept]
+        return residuals if self._signal is None else [*residuals, self._signal]
 
     def forget(self) -> None:
-        """Drop everything that is kept."""
         self._signal = None
-        self._residuals = {}
+        self._residuals.clear()
 
-    def _run(self, forward: TappedForward, *args: Any, **kwargs: Any) -> mx.array:
+    def _answer(self, forward: TappedForward, *args: Any, **kwargs: Any) -> mx.array:
         output, signals, finals = forward.full(*args, **kwargs)
         if not len(signals) == len(finals) >= 1:
             raise CacheFault(f"the taps saw {len(signals)} signals and {len(finals)} final norms in one call")
-        covered = range(self._branch, self._branch + len(finals))
+        covered = range(self._calls, self._calls + len(finals))
         if covered.stop > self._branches:
             raise CacheFault(f"{covered.stop} transformer calls in one step, where {self._branches} were expected")
-        kept = [self._residuals[branch] for branch in covered if branch in self._residuals]
-        fitting = [residual.shape for residual in kept] == [final.shape for final in finals]
-        if self._branch == 0:
+        residuals = [self._residuals[branch] for branch in covered]
+        fitting = [residual.shape for residual in residuals] == [tuple(final.shape) for final in finals]
+        if self._calls == 0:
             self._skip = self._decide(signals[0], fitting)
-        self._branch = covered.stop
+        self._calls = covered.stop
         if self._skip and fitting:  # a branch that only starts now is computed, whatever was decided
-            return forward.without_blocks(kept, *args, **kwargs)[0]
+            return forward.without_blocks([residual.at(self.sigma) for residual in residuals], *args, **kwargs)[0]
         _, _, without = forward.without_blocks(None, *args, **kwargs)
         for branch, h_out, h_in in zip(covered, finals, without, strict=True):
             if h_out.shape != h_in.shape:
                 raise CacheFault(f"the final norm sees {h_out.shape} with blocks and {h_in.shape} without")
-            self._residuals[branch] = h_out - h_in
+            self._residuals[branch].learn(self.sigma, h_out - h_in)
         return output
 
     def _decide(self, signal: mx.array, fitting: bool) -> bool:
-        previous, self._signal = self._signal, signal
-        step = len(self.record.decisions)
-        change = None
-        if step < self._first or step >= self.record.steps - self._last:
-            verdict = self._compute("first step" if step < self._first else "last step")
-        elif not fitting or previous is None or previous.shape != signal.shape:
-            verdict = self._compute("nothing that fits is kept")
-            self._residuals = {}
-        else:
-            change = relative_change(signal, previous)
-            verdict = self._gate(change)
-            if verdict.forget:
-                self.forget()
-        accumulated = verdict.accumulated if change is not None else None
-        self.record.decisions.append(Decision(step, verdict.skip, verdict.reason, change, accumulated))
+        previous, self._signal = self._signal, self._look(signal, self.sigma)
+        current = self._signal
+        if not fitting or previous is None or previous.shape != current.shape:
+            verdict = Verdict(skip=False, reason="first step" if self._step == 0 else "nothing that fits is kept")
+            self._gate.reset()
+            self._residuals.clear()
+            self._note(verdict)
+            return False
+        read: list[float] = []
+
+        def change() -> float:
+            read.append(relative_change(current, previous))
+            return read[-1]
+
+        verdict = self._gate(self._step, change)
+        if verdict.forget:
+            self.forget()
+        self._note(verdict, *read[:1])
         return verdict.skip
 
-    def _compute(self, reason: str) -> Verdict:
-        self._gate.reset()
-        return Verdict(skip=False, reason=reason)
+
+def _unread() -> float:
+    raise CacheFault("a gate that was said to read no signal asked for one")

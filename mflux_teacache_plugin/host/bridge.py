@@ -13,7 +13,7 @@ import importlib.util
 import inspect
 import sys
 from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial, wraps
 from pathlib import Path
 from types import FrameType, ModuleType
@@ -139,6 +139,9 @@ class _HookObserver:
     def __init__(self, hook: Any, model: Any) -> None:
         self._hook = hook
         self._model = model
+
+    def generation_called(self, arguments: Mapping[str, Any]) -> None:
+        """No hook: what plugins need is known when the loop begins."""
 
     def generation_begin(self, seed: int, prompt: str, config: Any) -> None:
         tell(self._hook.mflux_generation_begin, model=self._model, seed=seed, prompt=prompt, config=config)

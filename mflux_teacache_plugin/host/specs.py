@@ -14,7 +14,7 @@ import pluggy
 
 if TYPE_CHECKING:
     from mflux_teacache_plugin.adapters.adapter import Adapter
-    from mflux_teacache_plugin.caching.gate import GateFactory
+    from mflux_teacache_plugin.methods import Parser
     from mflux_teacache_plugin.variants import Variant
 
 hookspec = pluggy.HookspecMarker("mflux")
@@ -91,5 +91,5 @@ def mflux_variants() -> "Iterable[Variant | Path]":
 
 
 @hookspec
-def mflux_gates() -> "Mapping[str, GateFactory]":
-    """Step caching: gates, by the name that a coefficient file gives as its `gate`."""
+def mflux_methods() -> "Mapping[str, Parser]":
+    """Step caching: methods, by the name before the colon in `--teacache NAME:SETTING`; each makes one of the setting."""

@@ -4,7 +4,8 @@ mflux's own callbacks tell of the loop; what they cannot tell, the finished pict
 around the instance's `generate_image` does.
 """
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Mapping
 from functools import wraps
 from typing import Any, Protocol
 
@@ -14,6 +15,9 @@ _LISTS = ("before_loop", "in_loop", "after_loop", "interrupt")
 
 class Observer(Protocol):
     """What is told. Exceptions propagate into mflux's loop, so an observer keeps its own faults to itself."""
+
+    def generation_called(self, arguments: Mapping[str, Any]) -> None:
+        """`generate_image` was called, with these arguments and its own defaults; nothing of it has run."""
 
     def generation_begin(self, seed: int, prompt: str, config: Any) -> None:
         """The loop is about to begin; `config` is mflux's Config."""
@@ -38,11 +42,13 @@ class Watch:
         self.observers: list[Observer] = []
         self._model = model
         generate = model.generate_image
+        parameters = inspect.signature(generate)
 
         @wraps(generate)
         def generate_image(*args: Any, **kwargs: Any) -> Any:
             image = None
             try:
+                self._called(parameters, args, kwargs)
                 image = generate(*args, **kwargs)
                 return image
             finally:
@@ -60,6 +66,15 @@ class Watch:
             callbacks[:] = [callback for callback in callbacks if callback is not self]
         for name in ("generate_image", _MARK):
             self._model.__dict__.pop(name, None)
+
+    def _called(self, parameters: inspect.Signature, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        try:
+            passed = parameters.bind(*args, **kwargs)
+        except TypeError:  # generate_image says so better
+            return
+        passed.apply_defaults()
+        for observer in list(self.observers):
+            observer.generation_called(passed.arguments)
 
     def call_before_loop(self, seed: int, prompt: str, config: Any, **_: Any) -> None:
         for observer in list(self.observers):

@@ -1,0 +1,69 @@
+"""SeaCache's filter: what of a step's signal is picture rather than noise, without mflux.
+
+SeaCache (Chung et al., "SeaCache: Spectral-Evolution-Aware Cache for Accelerating Diffusion Models", CVPR 2026,
+arXiv 2602.18993) accumulates the relative L1 change of the modulated input as TeaCache does, with two differences: there
+is no polynomial, and the signal is filtered before it is compared. Everything else is the older rule: each step's
+filtered signal is compared with that of the step before, computed or not, each filtered at its own sigma; a step whose
+sum stays below the threshold is skipped; a computed step sets the sum to 0; the first and the last step are computed.
+The authors cap no run of skipped steps. They give thresholds of 0.3 and 0.6 for FLUX.1-dev at 50 steps.
+"""
+
+import mlx.core as mx
+import numpy as np
+
+#: The exponent of a picture's spectrum; the authors use 3 for video.
+PICTURE_POWER = 2.0
+#: sigma is kept this far from 0 and 1, where the response is not defined.
+_MARGIN = 1e-6
+#: Added to the spectrum's denominator and to the noise's power, as the authors do.
+_SMALL = 1e-16
+
+
+def response(length: int, sigma: float, power: float = PICTURE_POWER) -> np.ndarray:
+    """The filter along one axis of so many tokens, (length,) float64 in the order of `numpy.fft.fftfreq`, of mean 1.
+
+    The best linear estimate of x_0 from x_t = a x_0 + b noise, where a = 1 - sigma, b = sigma and the power of x_0 at
+    frequency f, in cycles per token, is S(f) = 1 / |f|^power:
+
+        g(f) = a S(f) / (a^2 S(f) + b^2),    divided by the mean of g over all frequencies
+    """
+    sigma = min(max(sigma, _MARGIN), 1 - _MARGIN)
+    frequencies = np.abs(np.fft.fftfreq(length))
+    signal, noise = 1 - sigma, sigma**2 + _SMALL
+    gain = signal / (signal**2 + noise * (frequencies**power + _SMALL))  # both sides of the fraction divided by S
+    return gain / gain.mean()
+
+
+def sea_filter(signal: mx.array, sigma: float, grid: tuple[int, int], power: float = PICTURE_POWER) -> mx.array:
+    """Filter the picture's tokens of a modulated input with the response for sigma along rows and columns.
+
+    The two-dimensional response is the product of both axes' and has mean 1, since each of them has. At sigma 0 it is 1
+    everywhere: the signal stays as it is. Towards sigma 1 only the mean over all tokens is left, times their number.
+
+    Args:
+        signal: (batch, tokens, width); the first rows * columns tokens are the picture row by row, others are dropped.
+        sigma: the share of noise at this step, from 0 to 1.
+        grid: rows and columns of the picture, in tokens.
+        power: the exponent of the picture's spectrum, above 0.
+
+    Returns:
+        (batch, rows * columns, width) float32.
+
+    Raises:
+        ValueError: there are fewer tokens than the grid has.
+    """
+    rows, columns = grid
+    batch, tokens, width = signal.shape
+    if tokens < rows * columns:
+        raise ValueError(f"{tokens} tokens do not fill a grid of {rows} by {columns}")
+    picture = signal[:, : rows * columns].astype(mx.float32)
+    picture = _circular(response(rows, sigma, power)) @ picture.reshape(batch, rows, columns * width)
+    picture = _circular(response(columns, sigma, power)) @ picture.reshape(batch * rows, columns, width)
+    return picture.reshape(batch, rows * columns, width)
+
+
+def _circular(gain: np.ndarray) -> mx.array:
+    """The filter along one axis as a matrix, (length, length): a picture has so few rows that no FFT is faster."""
+    kernel = np.fft.ifft(gain).real
+    index = np.arange(len(gain))
+    return mx.array(kernel[(index[:, None] - index) % len(gain)].astype(np.float32))
