@@ -15,7 +15,7 @@ import math
 from argparse import ArgumentTypeError
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal, Protocol, cast
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import mlx.core as mx
 
@@ -298,7 +298,7 @@ BUILT_IN: dict[str, Parser] = {"dualcache": _dualcache, "seacache": _seacache}
 def parse(text: str, known: Mapping[str, Parser] = BUILT_IN) -> Method | Literal["auto", "off"]:
     """The method that a text names, or `auto` or `off`. ArgumentTypeError, with the mend, if it names none."""
     if text in (AUTO, OFF):
-        return cast(Literal["auto", "off"], text)
+        return text
     setting, plus, forecast = text.rpartition("+")
     if not plus:
         return _method(text, known)

@@ -9,13 +9,11 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib import import_module
 from importlib.metadata import entry_points
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from mflux_teacache_plugin import settings
+from mflux_teacache_plugin import apply, methods, settings
 from mflux_teacache_plugin.errors import SettingsError, TeaCacheError, UnsupportedModelError
 
 #: Python with this package, in a process that no start-up file needs to have prepared. -P: nothing from the working folder.
@@ -99,10 +97,7 @@ class Run:
 
 def setting(text: str) -> str:
     """What `--teacache` takes, checked and unchanged. Raises ArgumentTypeError."""
-    if find_spec("mflux_teacache_plugin.methods") is None:
-        settings.threshold(text)
-    else:
-        import_module("mflux_teacache_plugin.methods").parse(text)
+    methods.parse(text, apply.parsers())
     return text
 
 
