@@ -14,7 +14,7 @@ from mflux_teacache_plugin.measure import files, metrics, results, runs, series,
 from mflux_teacache_plugin.measure.ledger import Ledger
 from mflux_teacache_plugin.measure.series import Case, Shot
 from mflux_teacache_plugin.measure.suite import Suite
-from mflux_teacache_plugin.settings import OFF
+from mflux_teacache_plugin.methods import OFF
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -10,7 +10,7 @@ from mflux_teacache_plugin.cli import output
 from mflux_teacache_plugin.errors import SettingsError
 from mflux_teacache_plugin.measure import files, metrics, results, runs, series
 from mflux_teacache_plugin.measure.series import Case
-from mflux_teacache_plugin.settings import OFF
+from mflux_teacache_plugin.methods import OFF
 
 #: The seed where the command gives none: mflux's own would be another one in each process.
 SEED = 42

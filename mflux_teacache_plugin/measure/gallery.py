@@ -10,7 +10,7 @@ from mflux_teacache_plugin.measure.plots import Tile
 from mflux_teacache_plugin.measure.report import Shown
 from mflux_teacache_plugin.measure.results import Row
 from mflux_teacache_plugin.measure.series import Case, Shot
-from mflux_teacache_plugin.settings import OFF
+from mflux_teacache_plugin.methods import OFF
 
 Lines = list[tuple[str, list[Tile]]]
 

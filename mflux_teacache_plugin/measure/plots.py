@@ -17,7 +17,7 @@ from matplotlib.ticker import MaxNLocator
 from mflux_teacache_plugin.measure.files import write
 from mflux_teacache_plugin.measure.metrics import SAME_PSNR, Similarity, pixels
 from mflux_teacache_plugin.measure.results import Row
-from mflux_teacache_plugin.settings import OFF
+from mflux_teacache_plugin.methods import OFF
 
 plt.switch_backend("Agg")  # files only: needs no display
 

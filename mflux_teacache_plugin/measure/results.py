@@ -10,7 +10,7 @@ from typing import Any
 from mflux_teacache_plugin.measure import machine
 from mflux_teacache_plugin.measure.metrics import Similarity, Summary, summarize
 from mflux_teacache_plugin.measure.series import Case, Shot
-from mflux_teacache_plugin.settings import OFF
+from mflux_teacache_plugin.methods import OFF
 
 #: From which worst SSIM on a picture counts as good enough to keep, and as good enough for a draft.
 FINAL, DRAFT = 0.95, 0.85

@@ -12,7 +12,7 @@ from tqdm import tqdm
 from mflux_teacache_plugin.measure import metrics, runs
 from mflux_teacache_plugin.measure.metrics import Similarity
 from mflux_teacache_plugin.measure.runs import Command, Run
-from mflux_teacache_plugin.settings import OFF
+from mflux_teacache_plugin.methods import OFF
 
 
 @dataclass(frozen=True)

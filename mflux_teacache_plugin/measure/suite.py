@@ -34,7 +34,7 @@ from mflux_teacache_plugin.errors import SettingsError, TeaCacheError
 from mflux_teacache_plugin.measure import runs
 from mflux_teacache_plugin.measure.runs import Command
 from mflux_teacache_plugin.measure.series import Case
-from mflux_teacache_plugin.settings import OFF
+from mflux_teacache_plugin.methods import OFF
 
 #: mflux's `--quantize`.
 BITS = (3, 4, 5, 6, 8)
