@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=runs.setting,
         required=True,
         metavar="SETTING",
-        help="what --teacache takes, such as: off 0.1 0.2 auto; plain mflux is always made",
+        help="what --teacache takes, such as: 0.1 0.2 2x dualcache:aggressive; plain mflux is made in any case",
     )
     parser.add_argument("--out", type=Path, default=Path("comparison"), metavar="FOLDER", help="default: comparison")
     output.add_format(parser)
