@@ -62,7 +62,7 @@ def write(
     if charts:
         plots.frontier(rows, charts[0])
         plots.bars(rows, charts[1])
-    if any(row.rival for row in rows):
+    if any(row.whole for row in rows):
         charts.append(out / "sizes.png")
         plots.sizes(rows, charts[-1])
     write_file(out / "report.html", report.html(title, about, rows, charts, shown))

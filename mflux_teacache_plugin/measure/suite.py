@@ -155,11 +155,11 @@ class Suite:
                 facts = {**given, "steps": steps, "options": " ".join(recipe.command.options)}
                 largest = recipe.quantizations[0]
                 group = runs.described(facts)
-                rival = runs.described({**facts, "quantize": largest}) if bits != largest else None
+                whole = runs.described({**facts, "quantize": largest}) if bits != largest else None
                 for place, (prompt, seed) in pictures:
                     command = recipe.command.with_options(**given, prompt=prompt, seed=seed)
                     name = _name(group, place, seed)
-                    other = _name(rival, place, seed) if rival else ""
+                    other = _name(whole, place, seed) if whole else ""
                     found.append(Case(name, group, prompt, seed, steps, settings, command, other))
         return found
 
