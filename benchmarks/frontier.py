@@ -412,12 +412,15 @@ def main() -> None:
         run(wanted, args)
     found = points(done(args.rows), args.pairs)
     text = table(found, args)
-    if args.table is None:
-        print(text)
-    else:
-        write_table(text, args.table)
     if args.plot is not None:
         plot(found, args.plot)
+    if args.table is None:
+        print(text)
+        return
+    if args.plot is not None:
+        link = os.path.relpath(args.plot, args.table.parent)
+        text += f"\n![Mean and worst PSNR over the share of the steps computed]({link})\n"
+    write_table(text, args.table)
 
 
 if __name__ == "__main__":
