@@ -24,8 +24,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from _demo import PAIRS, done, generate, machine, pairs, score
+from _demo import PAIRS, done, generate, pairs, score
 from tqdm import tqdm
+
+from mflux_teacache_plugin.measure import machine
 
 sys.path.insert(0, str(Path(__file__).parent / "rivals"))
 
@@ -297,7 +299,7 @@ def near(methods: dict[str, list[Point]], method: str, share: float) -> Point | 
 def table(found: dict[tuple[int, float], dict[str, list[Point]]], args: argparse.Namespace) -> str:
     """A Markdown table for each number of steps and guidance, and one of what the recommended method gains."""
     head = "| " + " | ".join(f"{share:.0%}" for share in args.shares) + " |\n" + "|---" * (1 + len(args.shares)) + "|\n"
-    blocks = [f"{machine()}; {args.pairs} prompt-seed pairs."]
+    blocks = [f"{machine.line()}; {args.pairs} prompt-seed pairs."]
     runs = sorted(found.items(), key=lambda item: (-item[0][0], item[0][1]))
     gains = [
         line(

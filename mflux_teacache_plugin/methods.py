@@ -297,7 +297,7 @@ BUILT_IN: dict[str, Parser] = {"dualcache": _dualcache, "seacache": _seacache}
 
 def parse(text: str, known: Mapping[str, Parser] = BUILT_IN) -> Method | Literal["auto", "off"]:
     """The method that a text names, or `auto` or `off`. ArgumentTypeError, with the mend, if it names none."""
-    if text == AUTO or text == OFF:
+    if text in (AUTO, OFF):
         return text
     setting, plus, forecast = text.rpartition("+")
     if not plus:
