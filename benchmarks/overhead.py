@@ -12,11 +12,12 @@ from contextlib import nullcontext
 from typing import Any
 
 import mlx.core as mx
-from _demo import generate, machine
+from _demo import generate
 
 from mflux_teacache_plugin import apply_teacache
 from mflux_teacache_plugin.cli.output import print_table
 from mflux_teacache_plugin.demo_model import load, prompts
+from mflux_teacache_plugin.measure import machine
 
 NEVER, ALWAYS = 1e-9, 2.0
 
@@ -65,7 +66,7 @@ def main() -> None:
         step = statistics.median(skipped) / statistics.median(computed)
         rows.append((mode, guidance, plain, never, never / plain, statistics.median(skipped) * 1000, step))
     mx.enable_compile()
-    print(f"{machine()}; {args.steps} steps, {args.repetitions} repetitions, alternating")
+    print(f"{machine.line()}; {args.steps} steps, {args.repetitions} repetitions, alternating")
     head = ("MODE", "GUIDANCE", "PLAIN s", "NEVER SKIPPING s", "RATIO", "SKIPPED STEP ms", "OF A COMPUTED ONE")
     print_table(head, rows)
 

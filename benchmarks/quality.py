@@ -7,21 +7,20 @@ import argparse
 from pathlib import Path
 
 import numpy as np
-from _demo import generate, machine
-from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+from _demo import generate
 from tqdm import tqdm
 
 from mflux_teacache_plugin import apply_teacache
 from mflux_teacache_plugin.cli.output import print_table
 from mflux_teacache_plugin.demo_model import load, prompts
+from mflux_teacache_plugin.measure import machine
+from mflux_teacache_plugin.measure.metrics import similarity, summarize
 
 
-def similarity(pictures: list[np.ndarray], references: list[np.ndarray]) -> tuple[float, float, float, float]:
-    """Mean and worst SSIM, mean and worst PSNR in dB; a picture that is the same counts as 99 dB."""
-    pairs = list(zip(references, pictures, strict=True))
-    ssims = [structural_similarity(a, b, channel_axis=2) for a, b in pairs]
-    psnrs = [99.0 if np.array_equal(a, b) else peak_signal_noise_ratio(a, b) for a, b in pairs]
-    return float(np.mean(ssims)), min(ssims), float(np.mean(psnrs)), min(psnrs)
+def figures(pictures: list[np.ndarray], references: list[np.ndarray]) -> tuple[float, float, float, float]:
+    """Mean and worst SSIM, mean and worst PSNR in dB."""
+    found = summarize([similarity(a, b) for a, b in zip(pictures, references, strict=True)])
+    return found.ssim, found.ssim_worst, found.psnr, found.psnr_worst
 
 
 def main() -> None:
@@ -48,19 +47,19 @@ def main() -> None:
 
         every = [args.steps] * len(wanted)
         references = pictures(every)
-        rows.append(("another seed", args.steps, *similarity(pictures(every, shift=1000), references)))
+        rows.append(("another seed", args.steps, *figures(pictures(every, shift=1000), references)))
         for threshold in thresholds:
             with apply_teacache(model, threshold=threshold) as handle:
-                cached = similarity(pictures(every), references)
+                cached = figures(pictures(every), references)
             computed = [generation.computed for generation in handle.stats.generations]
-            fewer = similarity(pictures(computed), references)
+            fewer = figures(pictures(computed), references)
             mean = float(np.mean(computed))
             star = " (its own)" if threshold == own else ""
             rows.append((f"TeaCache {threshold:g}{star}", mean, *cached))
             rows.append(("  plain, as many steps", mean, *fewer))
             points["TeaCache"].append((mean, cached[2]))
             points["plain, fewer steps"].append((mean, fewer[2]))
-    print(f"{machine()}; {args.steps} steps, guidance {args.guidance:g}, {len(wanted)} prompts")
+    print(f"{machine.line()}; {args.steps} steps, guidance {args.guidance:g}, {len(wanted)} prompts")
     print_table(("", "STEPS COMPUTED", "SSIM", "WORST", "PSNR dB", "WORST"), rows)
     if args.plot is not None:
         plot(points, args.plot)

@@ -10,12 +10,12 @@ import statistics
 import time
 
 import mlx.core as mx
-from _demo import machine
 from mflux.models.flux2.model.flux2_transformer.transformer import Flux2Transformer
 
 from mflux_teacache_plugin.adapters import KLEIN_BASE
 from mflux_teacache_plugin.caching.taps import TappedForward, Taps
 from mflux_teacache_plugin.cli.output import print_table
+from mflux_teacache_plugin.measure import machine
 
 HEADS, HEAD_DIM, TEXT_TOKENS = 4, 128, 512
 
@@ -58,7 +58,7 @@ def main() -> None:
         taps.remove()
         plain, skipped = (statistics.median(times) for times in seconds.values())
         rows.append((mode, plain, skipped, f"{100 * skipped / plain:.2f} %"))
-    print(f"{machine()}; 5 + 20 blocks of width {HEADS * HEAD_DIM}, {args.tokens} image tokens, one branch")
+    print(f"{machine.line()}; 5 + 20 blocks of width {HEADS * HEAD_DIM}, {args.tokens} image tokens, one branch")
     print_table(("MODE", "PLAIN STEP s", "SKIPPED STEP s", "OF A PLAIN ONE"), rows)
 
 

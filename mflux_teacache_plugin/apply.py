@@ -247,7 +247,7 @@ class Handle:
     def step_end(self, t: int, time_steps: Any) -> None:
         if self._cache is not None:
             self._cache.end_step()
-            time_steps.set_postfix(skipped=self._cache.record.skipped, refresh=False)
+            time_steps.set_postfix(skipped=f"{self._cache.record.skipped:.3g}", refresh=False)
 
     def loop_end(self) -> None:
         self._release()

@@ -8,6 +8,7 @@ writes them into the Markdown files, between `<!-- generated: NAME -->` and `<!-
 import argparse
 import contextlib
 import io
+import json
 import os
 import re
 import sys
@@ -136,6 +137,25 @@ def summary_lines() -> str:
     return _fenced("".join(f"TeaCache: {line}\n" for line in lines))
 
 
+def trace_errors() -> str:
+    """How well polynomials and profiles foretell the real traces."""
+    from mflux_teacache_plugin.cli import main
+
+    folder = ROOT / "benchmarks"
+    argv = ["fit", *map(str, sorted((folder / "traces").glob("*.json"))), "--against", str(folder / "published")]
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        main([*argv, "--dry-run", "--format", "json"])
+    ways = ("published polynomial", "own polynomial", "profile")
+    rows = ["| variant | prompts | published polynomial | own polynomial | profile |", "|---|---|---|---|---|"]
+    for found in json.loads(printed.getvalue()):
+        cells = [f"{found['scores'][way]['r2']:.3f} ({found['scores'][way]['rmse']:.4f})" for way in ways]
+        best = ways.index(found["best"])
+        cells[best] = f"**{cells[best]}**"
+        rows.append(f"| `{found['id']}` | {found['prompts']} | {' | '.join(cells)} |")
+    return "\n".join(rows) + "\n"
+
+
 def _fenced(text: str) -> str:
     return f"```text\n{text}```\n"
 
@@ -161,6 +181,7 @@ BLOCKS: dict[str, dict[str, Callable[[], str]]] = {
         "help": lambda: verb_help(None),
         **{f"help-{verb}": (lambda verb=verb: verb_help(verb)) for verb in _verbs()},
     },
+    "docs/calibration.md": {"trace-errors": trace_errors},
     "docs/tutorial.md": {"summary-lines": summary_lines},
 }
 

@@ -11,6 +11,7 @@ from importlib import import_module
 from importlib.metadata import version
 
 from mflux_teacache_plugin.errors import TeaCacheError
+from mflux_teacache_plugin.measure import shards
 
 #: Verb to what it does; the module of that name in this folder does it. `exec` is a word of Python's.
 VERBS = {
@@ -18,6 +19,10 @@ VERBS = {
     "show": "show everything about one variant",
     "doctor": "check the installation, each problem with its mend",
     "exec": "run an mflux command or a Python script with the plugin, without the start-up file",
+    "calibrate": "measure a model's own coefficient file with an mflux command",
+    "fit": "make a coefficient file of recorded traces",
+    "compare": "make one picture with several settings, and show how near they come to plain mflux",
+    "bench": "measure settings over a suite of models, prompts and seeds",
     "demo": "make pictures with the demo model: plain, with TeaCache, and plain in as many steps",
 }
 
@@ -41,7 +46,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     except TeaCacheError as error:
         if os.environ.get("MFLUX_TEACACHE_DEBUG", "") not in ("", "0"):
             raise
-        print(error, file=sys.stderr)
+        _complain(str(error))
+        return 2
+    except OSError as error:  # a full disk, a folder that cannot be written to
+        if os.environ.get("MFLUX_TEACACHE_DEBUG", "") not in ("", "0"):
+            raise
+        _complain(f"error: {error.strerror or error}" + (f": {error.filename}" if error.filename else ""))
         return 2
     except KeyboardInterrupt:
         return 130
+
+
+def _complain(text: str) -> None:
+    """On stderr, with the name of this rank where a run is shared out over several."""
+    label = shards.label()
+    print(f"{label}: {text}" if label else text, file=sys.stderr)

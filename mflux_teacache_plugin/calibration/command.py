@@ -1,0 +1,207 @@
+"""Run one of mflux's image commands in this process, and have a job done with its model instead of the picture that it asks for.
+
+The command parses its options, chooses and loads its model and works out what it calls `generate_image` with: all of that
+is mflux's own, and whatever the command can do, quantization, LoRA, input pictures, counts for the job too. The job begins at
+that call. When it is done, the command is left.
+"""
+
+import contextlib
+import os
+import sys
+from argparse import ArgumentParser, Namespace
+from collections.abc import Callable, Iterator, Sequence
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+
+from mflux_teacache_plugin import _startup, apply, settings
+from mflux_teacache_plugin.adapters import Adapter
+from mflux_teacache_plugin.catalog import Catalog, Match
+from mflux_teacache_plugin.errors import SettingsError, TeaCacheError, UnsupportedModelError
+from mflux_teacache_plugin.host.manager import load_plugins
+from mflux_teacache_plugin.host.specs import hookimpl
+from mflux_teacache_plugin.host.watch import Watch
+
+NAME = "calibration"  #: of the plugin that listens
+
+#: Options of ours that would make a generation skip steps, as mflux's parser keeps them.
+_CACHES = ("teacache", "dualcache", "seacache", "teacache_coefficients", "teacache_forecast")
+
+
+class Model:
+    """The command's model, once the command asks for a picture.
+
+    Attributes:
+        pipeline: mflux's object.
+        source: the path or repository of the weights, None for a name of mflux's.
+        adapter: where it is tapped.
+        match: the variant that serves it now, if any.
+    """
+
+    def __init__(self, pipeline: Any, source: str | None, adapter: Adapter, match: Match | None) -> None:
+        self.pipeline = pipeline
+        self.source = source
+        self.adapter = adapter
+        self.match = match
+        self._generate: Callable[..., Any] = pipeline.generate_image
+        self._asked: dict[str, Any] = {}
+        self._prompt: str | None = None
+
+    def generate(self, prompt: str, seed: int, **changes: Any) -> Any:
+        """A picture as the command would make it, of another prompt and seed; `changes` such as num_inference_steps.
+
+        mflux's progress bar is not shown. Raises KeyboardInterrupt for mflux's own answer to Ctrl-C.
+        """
+        from mflux.utils.exceptions import StopImageGenerationException
+
+        if prompt != self._prompt and isinstance(kept := getattr(self.pipeline, "prompt_cache", None), dict):
+            kept.clear()  # or it would grow with every prompt
+        self._prompt = prompt
+        try:
+            with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stderr(nowhere):
+                return self._generate(**{**self._asked, "prompt": prompt, "seed": seed, **changes})
+        except StopImageGenerationException:
+            raise KeyboardInterrupt from None
+        finally:
+            mx.clear_cache()  # as mflux does between seeds
+
+    @property
+    def steps(self) -> int | None:
+        """So many steps the command asks for, if it says so."""
+        return self._asked.get("num_inference_steps")
+
+    def begin(self, asked: dict[str, Any]) -> None:
+        """Take over from the command: its arguments are known, and its callbacks are registered."""
+        self._asked = asked
+        # mflux's own free the text encoder after the first prompt, save intermediate steps, and so on
+        for name in ("before_loop", "in_loop", "after_loop", "interrupt"):
+            callbacks = getattr(self.pipeline.callbacks, name)
+            callbacks[:] = [callback for callback in callbacks if isinstance(callback, Watch)]
+
+
+class _Leave(BaseException):
+    """Out of the command, past whatever it catches; with an error or without."""
+
+    def __init__(self, error: TeaCacheError | None = None) -> None:
+        super().__init__()
+        self.error = error
+
+
+class _Listener:
+    """The plugin that catches the command's model. What it raises goes past the host, which would only report it."""
+
+    def __init__(
+        self,
+        files: Catalog,
+        check: Callable[[Adapter, Match | None, Any, str | None], None],
+        job: Callable[[Model], None],
+    ) -> None:
+        self._files = files
+        self._check = check
+        self._job = job
+        self._found: tuple[Adapter, Match | None] | None = None
+
+    @hookimpl(optionalhook=True)
+    def mflux_options_parsed(
+        self, parser: ArgumentParser, args: Namespace, command: str, pipelines: list[type]
+    ) -> None:
+        if asked := [name for name in _CACHES if getattr(args, name, None) not in (None, "off")]:
+            option = f"--{asked[0].replace('_', '-')}"
+            raise _Leave(SettingsError(f"{option} skips steps", hint="calibration records plain runs: leave it out"))
+        with _leaving():
+            for pipeline in pipelines:
+                apply.serving_adapters(pipeline)
+
+    @hookimpl(optionalhook=True)
+    def mflux_model_loading(
+        self, pipeline: type, model_config: Any | None, source: str | None, args: Namespace | None
+    ) -> None:
+        if model_config is None:
+            raise _Leave(UnsupportedModelError(f"{pipeline.__name__} was built without a model of mflux's registry"))
+        with _leaving():
+            serving = apply.serving_adapters(pipeline)
+            match = self._files.match(apply.identity(model_config, source), serving.keys())
+            adapter = next(iter(serving.values())) if match is None else serving[match.variant.adapter]
+            apply.check_run(adapter, pipeline, model_config, vars(args) if args is not None else {})
+            self._found = adapter, match
+            self._check(adapter, match, model_config, source)
+
+    @hookimpl(optionalhook=True)
+    def mflux_model_loaded(self, model: Any, source: str | None, args: Namespace | None) -> None:
+        if self._found is None:
+            return
+        found = Model(model, source, *self._found)
+
+        def generate_image(**asked: Any) -> Any:
+            model.__dict__.pop("generate_image", None)
+            object.__setattr__(model, "generate_image", found._generate)
+            found.begin(asked)
+            with _leaving():
+                self._job(found)
+            raise _Leave
+
+        object.__setattr__(model, "generate_image", generate_image)
+
+
+@contextlib.contextmanager
+def _leaving() -> Iterator[None]:
+    try:
+        yield
+    except TeaCacheError as error:
+        raise _Leave(error) from error
+
+
+def run(
+    command: Sequence[str],
+    files: Catalog,
+    check: Callable[[Adapter, Match | None, Any, str | None], None],
+    job: Callable[[Model], None],
+) -> None:
+    """Run `command` up to its first picture, do `job` with its model, and leave it.
+
+    Args:
+        command: the program's name and its options; the prompt may be missing.
+        files: the coefficient files that the model is looked up in.
+        check: called with adapter, match, ModelConfig and source before weights load; raises what stands in the way.
+        job: called once, with the model.
+
+    Raises:
+        SettingsError: there is no such command, or it ended without asking for a picture.
+        UnsupportedModelError: the command's pipeline has no adapter.
+        SystemExit: mflux's parser refused the options.
+    """
+    name = Path(command[0]).name if command else ""
+    found = list(entry_points(group="console_scripts", name=name)) if name.startswith("mflux-") else []
+    if not found:
+        raise SettingsError(
+            f"{command[0]} is not an mflux command" if command else "there is no command to calibrate",
+            hint="write it after --, such as: mflux-teacache calibrate -- mflux-generate --model dev --steps 25",
+        )
+    prompted = any(word.split("=")[0] in ("--prompt", "--prompt-file", "--instruction") for word in command)
+    argv = [name, *command[1:], *([] if prompted else ["--prompt", "calibration"])]
+    listener = _Listener(files, check, job)
+    manager = load_plugins().manager
+    _startup.activate(f"mflux-teacache calibrate {name}")
+    if not _startup.state()["activated"]:
+        why = _startup.state()["why"]
+        raise SettingsError("the plugin is switched off", cause=why, hint="see mflux-teacache doctor")
+    manager.register(listener, name=NAME)
+    before, sys.argv = sys.argv, argv
+    ambient = os.environ.pop(settings.ENVIRONMENT, None)
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            found[0].load()()
+    except _Leave as left:
+        if left.error is not None:
+            raise left.error from left.error.__cause__
+        return
+    finally:
+        manager.unregister(name=NAME)
+        sys.argv = before
+        if ambient is not None:
+            os.environ[settings.ENVIRONMENT] = ambient
+    raise SettingsError(
+        f"{name} ended without asking for a picture", hint="run it once by itself, and look what it says"
+    )

@@ -1,0 +1,72 @@
+"""Make one picture with each of several settings, each in a fresh process, and show how near they come to plain mflux,
+beside plain mflux with as many steps as were computed. Writes pictures, comparison.png, report.html and results.json.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from mflux_teacache_plugin.cli import output
+from mflux_teacache_plugin.errors import SettingsError
+from mflux_teacache_plugin.measure import files, metrics, results, runs, series
+from mflux_teacache_plugin.measure.series import Case
+from mflux_teacache_plugin.settings import OFF
+
+#: The seed where the command gives none: mflux's own would be another one in each process.
+SEED = 42
+
+_SEEDED = ("--seed", "-C", "--config-from-conf", "--config-from-metadata")  # options that give one
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.usage = "mflux-teacache compare --settings SETTING ... [--out FOLDER] [--format {text,json}] -- COMMAND ..."
+    parser.add_argument(
+        "--settings",
+        nargs="+",
+        type=runs.setting,
+        required=True,
+        metavar="SETTING",
+        help="what --teacache takes, such as: off 0.1 0.2 auto; plain mflux is always made",
+    )
+    parser.add_argument("--out", type=Path, default=Path("comparison"), metavar="FOLDER", help="default: comparison")
+    output.add_format(parser)
+    parser.add_argument(
+        "command",
+        nargs=argparse.REMAINDER,
+        metavar="COMMAND ...",
+        help="an image command of mflux with its options, such as `-- mflux-generate --model dev --prompt ...`",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    metrics.require()
+    command = runs.Command.of(args.command)
+    settings = tuple(setting for setting in dict.fromkeys(args.settings) if setting != OFF)
+    with files.staged(args.out) as stage:  # an unwritable folder is told before the first run
+        case = _case(command, settings)
+        with series.progress(case.most_shots) as bar:
+            make = series.counted(series.maker(stage), bar)
+            shots = series.one_round(case, 0, make)
+        near = series.similarities(shots, [case], stage)
+        rows = results.rows([case], shots, near)
+        found = {"command": str(command), **results.as_table([case], shots, near, rows)}
+        files.write(stage / "results.json", output.as_json(found))
+        from mflux_teacache_plugin.measure import gallery  # matplotlib takes its time
+
+        gallery.write(f"{case.prompt} ({command.name})", str(command), [case], shots, near, rows, stage, stage)
+    if args.format == "json":
+        print((args.out / "results.json").read_text())
+    else:
+        output.print_table(results.HEAD, [line for row in rows for line in results.cells(row)])
+    print(f"report: {args.out / 'report.html'}; pictures: {args.out / 'comparison.png'}", file=sys.stderr)
+    return 0
+
+
+def _case(command: runs.Command, settings: tuple[str, ...]) -> Case:
+    """What the command is about to make. Whatever is wrong with it is told here, before the first picture."""
+    facts = runs.check(command, settings)
+    seeds: list[int] = facts["seed"] if any(word.split("=")[0] in _SEEDED for word in command.options) else [SEED]
+    if len(seeds) > 1:
+        raise SettingsError("the command has several seeds", hint="give one --seed; `mflux-teacache bench` takes many")
+    prompt, command = facts["prompt"] or command.name, command.with_options(seed=seeds[0])
+    return Case(str(seeds[0]), runs.described(facts), prompt, seeds[0], facts["steps"], settings, command)

@@ -1,0 +1,40 @@
+"""Files that are whole or not there."""
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+def write(file: Path, data: bytes | str) -> None:
+    """Have `file` hold the data: all of it, or what it held before. Raises OSError."""
+    aside = file.with_name(f".{file.name}.part")
+    try:
+        aside.write_bytes(data.encode() if isinstance(data, str) else data)
+        aside.replace(file)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+@contextmanager
+def staged(folder: Path) -> Iterator[Path]:
+    """A folder for files that come to `folder` together, when all went well; otherwise `folder` is as it was.
+
+    Raises:
+        OSError: `folder` cannot be made or written to; before anything else happens.
+    """
+    new = [parent for parent in (folder, *folder.parents) if not parent.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".making-") as stage:
+            yield Path(stage)
+            for file in sorted(Path(stage).rglob("*")):
+                if file.is_file():
+                    target = folder / file.relative_to(stage)
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    file.replace(target)
+    except BaseException:
+        for made in new:
+            if made.is_dir() and not any(made.iterdir()):
+                made.rmdir()
+        raise

@@ -1,0 +1,82 @@
+"""Keeps shots on disk as they are made, and finds them again when a run was interrupted."""
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from mflux_teacache_plugin import apply
+from mflux_teacache_plugin.measure import files
+from mflux_teacache_plugin.measure.series import Case, Maker, Shot
+
+#: In a bench's folder: what was made, a JSON line for each shot, in the order of the suite.
+MERGED = "runs.jsonl"
+
+
+class Ledger:
+    """The shots of one folder. While a bench runs, each rank appends to a file of its own; in the end they are merged.
+
+    A shot is known by everything that made it: the command with model, prompt, seed and sizes, the setting, the steps, the
+    repetition, the versions and the coefficient files. So a changed suite finds nothing but what it asks for again.
+    """
+
+    def __init__(self, folder: Path, pictures: Path, rank: int) -> None:
+        self._folder, self._pictures = folder, pictures
+        self._own = folder / f"runs.rank{rank}.jsonl"
+        self._made_by = [version(name) for name in ("mflux", "mlx", "mflux-teacache-plugin")]
+        self._made_by += [f"{id} {entry.variant.digest}" for id, entry in sorted(apply.catalog().variants.items())]
+        self._known: dict[str, dict[str, Any]] = {}
+        for file in sorted(folder.glob("runs*.jsonl")):
+            for line in file.read_text(encoding="utf-8").splitlines():
+                try:
+                    entry = json.loads(line)
+                    self._known[entry["key"]] = entry["shot"]
+                except (ValueError, KeyError, TypeError):
+                    continue  # the line at which it was interrupted
+        self.found = 0  #: shots that were there already
+
+    def forget(self) -> None:
+        """Begin anew."""
+        self._known.clear()
+        for file in self._folder.glob("runs*.jsonl"):
+            file.unlink()
+
+    def find(self, case: Case, setting: str, steps: int, repetition: int) -> Shot | None:
+        """The shot, if it was made before and its picture is still there."""
+        entry = self._known.get(self._key(case, setting, steps, repetition))
+        return Shot.of(entry) if entry is not None and (self._pictures / entry["file"]).exists() else None
+
+    def keeping(self, make: Maker) -> Maker:
+        """`make`, but for what is there already."""
+
+        def kept(case: Case, setting: str, steps: int, repetition: int) -> Shot:
+            shot = self.find(case, setting, steps, repetition)
+            if shot is not None:
+                self.found += 1
+                return shot
+            shot = make(case, setting, steps, repetition)
+            with self._own.open("a", encoding="utf-8") as file:  # the line feed comes first: the last line may be torn
+                file.write(f"\n{self._line(case, shot)}")
+            return shot
+
+        return kept
+
+    def merge(self, shots: Iterable[tuple[Case, Shot]]) -> None:
+        """Write the whole series, as one rank's or as that of many."""
+        text = "".join(f"{self._line(case, shot)}\n" for case, shot in shots)
+        files.write(self._folder / MERGED, text)
+
+    def close(self) -> None:
+        """Remove this rank's own file, once all is merged."""
+        self._own.unlink(missing_ok=True)
+
+    def _line(self, case: Case, shot: Shot) -> str:
+        key = self._key(case, shot.setting, shot.steps, shot.repetition)
+        return json.dumps({"key": key, "shot": asdict(shot)})
+
+    def _key(self, case: Case, setting: str, steps: int, repetition: int) -> str:
+        what = [case.name, case.command.name, case.command.options, setting, steps, repetition, self._made_by]
+        return hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]

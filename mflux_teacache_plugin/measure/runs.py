@@ -1,0 +1,175 @@
+"""One image command of mflux in a fresh process: the picture, and what it took to make it."""
+
+import difflib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any
+
+from mflux_teacache_plugin import apply, methods, settings
+from mflux_teacache_plugin.errors import SettingsError, TeaCacheError, UnsupportedModelError
+
+#: Python with this package, in a process that no start-up file needs to have prepared. -P: nothing from the working folder.
+_PYTHON = (sys.executable, "-P", "-m")
+
+#: How much of a failed command's stderr is quoted, in characters.
+_QUOTED = 2000
+
+
+class RunError(TeaCacheError):
+    """An image command failed."""
+
+
+@dataclass(frozen=True)
+class Command:
+    """An image command of mflux: its name, and the options that all of its runs share."""
+
+    name: str
+    options: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, words: Sequence[str]) -> "Command":
+        """The command that was given after `--`, as a list of words.
+
+        Raises:
+            SettingsError: there is none, or no command of mflux has that name.
+        """
+        words = list(words[1:] if words[:1] == ["--"] else words)
+        if not words:
+            raise SettingsError(
+                "there is no image command", hint="give one behind --, such as `-- mflux-generate --prompt …`"
+            )
+        name = Path(words[0]).name
+        known = sorted(each.name for each in entry_points(group="console_scripts") if each.name.startswith("mflux-"))
+        if name not in known or name == "mflux-teacache":
+            close = difflib.get_close_matches(name, known, n=1)
+            mend = f"did you mean {close[0]}?" if close else "commands that make pictures begin with mflux-generate"
+            raise SettingsError(f"{words[0]} is not a command of mflux", hint=mend)
+        return cls(name, tuple(words[1:]))
+
+    def with_options(self, **options: object) -> "Command":
+        """With `--option value` for each that is not None, behind those that are there; the last one counts."""
+        given = [(f"--{name}", str(value)) for name, value in options.items() if value is not None]
+        return Command(self.name, (*self.options, *(word for pair in given for word in pair)))
+
+    def __str__(self) -> str:
+        return " ".join((self.name, *self.options))
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one picture took.
+
+    Attributes:
+        steps: the denoising steps that were asked for.
+        computed: those that the transformer was computed for; not whole where parts of a step were.
+        skipped: those that were not.
+        seconds: of the denoising loop, as mflux counts them.
+        wall: seconds of the whole process.
+        memory: the process's peak, in bytes.
+        mlx_memory: MLX's own peak, in bytes; None if MLX is not there.
+        method: how the cache calls the setting; None for plain mflux.
+        total: the steps of the loop: fewer than asked for where it starts from a picture.
+    """
+
+    steps: int
+    computed: float
+    skipped: int
+    seconds: float
+    wall: float
+    memory: int
+    mlx_memory: int | None
+    method: str | None
+    total: int
+
+    @property
+    def fewer(self) -> int:
+        """What to ask of plain mflux for as much work: the computed share of the steps, rounded."""
+        return max(1, round(self.steps * self.computed / self.total))
+
+
+def setting(text: str) -> str:
+    """What `--teacache` takes, checked and unchanged. Raises ArgumentTypeError."""
+    methods.parse(text, apply.parsers())
+    return text
+
+
+def check(command: Command, wanted: Sequence[str]) -> dict[str, Any]:
+    """What the command's own parser makes of it, as `probe.FACTS`; takes seconds, loads no weights.
+
+    Args:
+        wanted: the settings of `--teacache` that it is to run with.
+
+    Raises:
+        UnsupportedModelError: the command cannot run so; the cause is what it says itself.
+    """
+    further = [["--teacache", each] for each in (settings.OFF, *wanted)]
+    words = [*_PYTHON, f"{__package__}.probe", command.name, *command.options]
+    done = subprocess.run(words, input=json.dumps(further), capture_output=True, text=True, env=_environment())
+    if done.returncode != 0:
+        raise RunError(f"`{command}` failed before it began", cause=done.stderr.strip()[-_QUOTED:])
+    answers: list[dict[str, Any]] = json.loads(done.stdout)
+    for options, answer in zip(further, answers, strict=True):
+        if "error" in answer:
+            asked = "" if options[1] == settings.OFF else f" with {' '.join(options)}"
+            raise UnsupportedModelError(f"`{command}` cannot run{asked}", cause=answer["error"])
+    return answers[0]
+
+
+def described(facts: Mapping[str, Any]) -> str:
+    """What a command makes, in a line: model, size, steps, guidance, and `options` that are not among these."""
+    size = f"{facts['width']}x{facts['height']}" if facts["width"] and facts["height"] else None
+    guidance = None if facts["guidance"] is None else f"guidance {facts['guidance']:g}"
+    quantized = None if facts["quantize"] is None else f"{facts['quantize']} bits"
+    parts = (facts["model"], quantized, size, f"{facts['steps']} steps", guidance, facts.get("options"))
+    return ", ".join(part for part in parts if part)
+
+
+def picture(command: Command, wanted: str, file: Path) -> Run:
+    """Run the command with this setting of `--teacache`, and have its picture in `file`.
+
+    Raises:
+        RunError: it failed, or left no picture. Then `file` is not there.
+    """
+    with tempfile.TemporaryDirectory(dir=file.parent, prefix=".run-") as folder:  # on the same disk: it is renamed
+        made = Path(folder) / f"picture{file.suffix}"
+        full = command.with_options(teacache=wanted, output=made)
+        peaks = made.with_name("peaks.json")
+        words = [*_PYTHON, f"{__package__}.child", str(peaks), full.name, *full.options, "--metadata"]
+        begun = time.perf_counter()
+        done = subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, text=True, env=_environment())
+        wall = time.perf_counter() - begun
+        what, said = f"`{command} --teacache {wanted}`", done.stderr.strip()[-_QUOTED:]
+        if done.returncode != 0:
+            raise RunError(f"{what} failed with exit code {done.returncode}", cause=said)
+        sidecar = made.with_suffix(".metadata.json")
+        if not made.exists() or not sidecar.exists():
+            raise RunError(f"{what} left no picture", cause=said)
+        recorded, peak = json.loads(sidecar.read_text()), json.loads(peaks.read_text())
+        made.replace(file)
+    steps = int(recorded["steps"])
+    strength = recorded.get("image_strength") or 0.0  # where the loop starts, as mflux has it
+    total = steps - max(1, int(steps * min(strength, 1.0))) if strength > 0 else steps
+    return Run(
+        steps,
+        recorded.get("teacache_computed", total),
+        recorded.get("teacache_skipped", 0),
+        float(recorded["generation_time_seconds"]),
+        wall,
+        peak["memory"],
+        peak["mlx_memory"],
+        recorded.get("teacache_method"),
+        total,
+    )
+
+
+def _environment() -> dict[str, str]:
+    """This process's, without its place among the ranks of a distributed run."""
+    return {name: value for name, value in os.environ.items() if name not in ("MLX_RANK", "MLX_HOSTFILE")}

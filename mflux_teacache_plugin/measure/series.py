@@ -1,0 +1,130 @@
+"""Pictures in several ways: plain, with each setting, and plain with as many steps as each setting computed."""
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from mflux_teacache_plugin.measure import metrics, runs
+from mflux_teacache_plugin.measure.metrics import Similarity
+from mflux_teacache_plugin.measure.runs import Command, Run
+from mflux_teacache_plugin.settings import OFF
+
+
+@dataclass(frozen=True)
+class Case:
+    """One picture, as it is in every way of making it.
+
+    Attributes:
+        name: begins the names of its files; no other case of the series has it.
+        group: cases of one group are summed up in one row for each setting.
+        settings: what it is made with beside plain mflux.
+        command: with prompt and seed, without steps and setting.
+        rival: the same picture by the model as its suite names it first, less or not quantized; "" for that one itself.
+    """
+
+    name: str
+    group: str
+    prompt: str
+    seed: int
+    steps: int
+    settings: tuple[str, ...]
+    command: Command
+    rival: str = ""
+
+    @property
+    def most_shots(self) -> int:
+        """So many in a round, or fewer: settings that compute as many steps share a plain picture."""
+        return 1 + 2 * len(self.settings)
+
+
+@dataclass(frozen=True)
+class Shot:
+    """One run of one case; `setting` is off for plain mflux, and `file` the picture's name in the series' folder."""
+
+    case: str
+    setting: str
+    steps: int
+    repetition: int
+    file: str
+    run: Run
+
+    @classmethod
+    def of(cls, values: dict[str, Any]) -> "Shot":
+        """The shot that `dataclasses.asdict` made these of."""
+        return cls(**{**values, "run": Run(**values["run"])})
+
+
+#: Makes a shot, or finds it where it was kept: (case, setting, steps, repetition) → Shot.
+Maker = Callable[[Case, str, int, int], Shot]
+
+
+def maker(folder: Path) -> Maker:
+    """Makes shots whose pictures go to `folder`. Only the first repetition's stay."""
+
+    def make(case: Case, setting: str, steps: int, repetition: int) -> Shot:
+        way = f"plain-{steps}-steps" if setting == OFF else setting
+        slug = re.sub(r"[^\w.=+-]+", "-", f"{case.name}-{way}")
+        file = folder / (f"{slug}.png" if repetition == 0 else f".{slug}-again.png")
+        run = runs.picture(case.command.with_options(steps=steps), setting, file)
+        if repetition:
+            file.unlink()
+        return Shot(case.name, setting, steps, repetition, f"{slug}.png", run)
+
+    return make
+
+
+def one_round(case: Case, repetition: int, make: Maker) -> list[Shot]:
+    """Every way of one case, once, by turns: what drifts on the machine drifts under all of them."""
+    shots = [make(case, setting, case.steps, repetition) for setting in (OFF, *case.settings)]
+    fewer = {shot.run.fewer for shot in shots} - {case.steps}
+    return shots + [make(case, OFF, steps, repetition) for steps in sorted(fewer, reverse=True)]
+
+
+def similarities(shots: Sequence[Shot], cases: Sequence[Case], folder: Path) -> dict[str, Similarity]:
+    """Each picture, by its file's name, against the plain one of its case with all steps."""
+    return _against(shots, {case.name: case.name for case in cases}, cases, folder)
+
+
+def rivalries(shots: Sequence[Shot], cases: Sequence[Case], folder: Path) -> dict[str, Similarity]:
+    """Each picture of a case that has a rival, against the rival's plain one with all steps."""
+    return _against(shots, {case.name: case.rival for case in cases if case.rival}, cases, folder)
+
+
+def _against(
+    shots: Sequence[Shot], references: Mapping[str, str], cases: Sequence[Case], folder: Path
+) -> dict[str, Similarity]:
+    """Each first picture against the plain one of the case that `references` names for its own."""
+    first = [shot for shot in shots if shot.repetition == 0]
+    steps = {case.name: case.steps for case in cases}
+    plain = {shot.case: shot.file for shot in first if shot.setting == OFF and shot.steps == steps[shot.case]}
+    return {
+        shot.file: metrics.similarity(folder / shot.file, folder / plain[references[shot.case]])
+        for shot in first
+        if shot.case in references
+    }
+
+
+@contextmanager
+def progress(most: int, show: bool = True) -> Iterator[tqdm]:
+    """A bar of at most so many pictures."""
+    with tqdm(total=most, unit="picture", disable=not show) as bar:
+        yield bar
+        bar.total = bar.n
+        bar.set_postfix_str("")
+
+
+def counted(make: Maker, bar: tqdm) -> Maker:
+    """`make`, with a tick of a tqdm bar for each shot, and what is being made written behind it."""
+
+    def counting(case: Case, setting: str, steps: int, repetition: int) -> Shot:
+        bar.set_postfix_str(f"{case.name}: " + (f"plain, {steps} steps" if setting == OFF else setting))
+        shot = make(case, setting, steps, repetition)
+        bar.update()
+        return shot
+
+    return counting

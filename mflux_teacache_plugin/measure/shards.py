@@ -1,0 +1,167 @@
+"""Work that is shared out over several processes or machines, through MLX's distributed engine.
+
+Under `mlx.launch -n 4 -- mflux-teacache …` every process runs the same verb. Each takes its share of the items, streams
+what it finds to its own disk, and rank 0 gathers, merges and writes. Started in any other way there is one rank with all
+the items, and MLX's engine is not touched.
+
+    for item in shards.mine(items):
+        rows.append(measure(item))                 # one row, any JSON value, for each of them
+    merged = shards.gather(rows)                   # rank 0: a row for each of `items`, in their order; others: None
+
+All ranks have to come to each `gather` and `gather_files`. A rank that fails ends its process with an error that bears
+its name (`label`); the launcher then stops the others.
+"""
+
+import json
+import os
+import signal
+import socket
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+from mflux_teacache_plugin.errors import TeaCacheError
+
+T = TypeVar("T")
+
+# How launchers tell a process its rank: mlx.launch (ring, jaccl, nccl), then mpirun.
+_RANKS = ("MLX_RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK")
+
+
+class ShardError(TeaCacheError):
+    """The ranks of a run cannot reach each other."""
+
+
+class World(NamedTuple):
+    """This process among those of the run: `rank` counts from 0."""
+
+    rank: int
+    size: int
+
+
+@cache
+def world() -> World:
+    """This process's place, (0, 1) where nothing launched several. Raises ShardError if the others cannot be reached."""
+    if not _launched():
+        return World(0, 1)
+    import mlx.core as mx
+
+    try:
+        group = mx.distributed.init(strict=True)
+    except RuntimeError as error:
+        raise ShardError(
+            "this process was launched as one of several, and cannot reach the others",
+            cause=str(error),
+            hint="see `mlx.launch --help`; without mlx.launch one process does all the work",
+        ) from None
+    return World(group.rank(), group.size())
+
+
+def _launched() -> bool:
+    """`mlx.launch -n 1` gives an empty host file, which MLX refuses."""
+    hosts = os.environ.get("MLX_HOSTFILE")
+    alone = hosts is not None and Path(hosts).is_file() and not Path(hosts).read_text().strip()
+    return any(name in os.environ for name in _RANKS) and not alone
+
+
+def label() -> str:
+    """`rank 1 (hostname)`, to say whose a message is; empty where nothing launched several. Never raises."""
+    ranks = [os.environ[name] for name in _RANKS if name in os.environ]
+    return f"rank {ranks[0]} ({socket.gethostname()})" if ranks and _launched() else ""
+
+
+def leads() -> bool:
+    """Whether this rank merges and writes. The others keep silent."""
+    return world().rank == 0
+
+
+def mine(items: Sequence[T]) -> list[T]:
+    """This rank's share: every so manieth item. The shares of all ranks make up `items`."""
+    rank, size = world()
+    return list(items[rank::size])
+
+
+def gather(rows: Sequence[Any]) -> list[Any] | None:
+    """On rank 0 the rows of all ranks, in the order of the items that `mine` shared out; None on the others.
+
+    Args:
+        rows: any JSON values, one for each item of `mine(items)`, in that order.
+    """
+    rank, size = world()
+    data = json.dumps(list(rows)).encode()  # one rank too: what comes back is the same whatever their number
+    shares = [json.loads(each) for each in (_all_gather(data) if size > 1 else [data])]
+    if rank != 0:
+        return None
+    return [shares[index % size][index // size] for index in range(sum(map(len, shares)))]
+
+
+def share(value: Any) -> Any:
+    """Rank 0's `value`, any JSON value, on every rank. All ranks have to come; what the others give is not looked at."""
+    data = json.dumps(value if leads() else None).encode()
+    return json.loads((_all_gather(data) if world().size > 1 else [data])[0])
+
+
+def wait() -> None:
+    """Until all ranks are here."""
+    gather([])
+
+
+def gather_files(files: Sequence[Path], folder: Path) -> None:
+    """Bring the files below `folder` that this rank made to rank 0's `folder`, under the same names.
+
+    A file that rank 0 has already, as it does where the ranks share a disk, is left alone. One file after the other, so
+    that memory holds one of each rank.
+    """
+    rank, size = world()
+    if size == 1:
+        return
+    numbers = [int(data) for data in _all_gather(str(len(files)).encode())]
+    for index in range(max(numbers)):
+        own = files[index] if index < len(files) else None
+        name = "" if own is None else own.relative_to(folder).as_posix()
+        contents = b"" if own is None else own.read_bytes()
+        names, data = _all_gather(name.encode()), _all_gather(contents)
+        if rank == 0:
+            for each, content in zip(names, data, strict=True):
+                target = folder / each.decode()
+                if each and not target.exists():
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    target.write_bytes(content)
+
+
+def _all_gather(data: bytes) -> list[bytes]:
+    """The bytes of every rank, by rank. They are padded on the way: MLX gathers arrays of one shape."""
+    import mlx.core as mx
+    import numpy as np
+
+    try:
+        lengths = np.array(mx.distributed.all_gather(mx.array([len(data)], dtype=mx.int64))).tolist()
+        padded = np.zeros(max(*lengths, 1), np.uint8)
+        padded[: len(data)] = np.frombuffer(data, np.uint8)
+        gathered = np.array(mx.distributed.all_gather(mx.array(padded)[None]))
+    except RuntimeError as error:
+        raise ShardError(
+            "another rank of this run was lost",
+            cause=str(error),
+            hint="its own message says why; the same command again goes on with what was streamed",
+        ) from None
+    return [row[:length].tobytes() for row, length in zip(gathered, lengths, strict=True)]
+
+
+@contextmanager
+def stoppable() -> Iterator[None]:
+    """Have the launcher's SIGTERM unwind this rank as Ctrl-C would, so that the process it waits for is ended too."""
+    if not _launched():
+        yield
+        return
+
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,202 @@
+"""`mflux-teacache calibrate` on tiny checkpoints, through mflux's own commands."""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mflux_teacache_plugin import _startup
+from mflux_teacache_plugin.calibration import command, traces
+from mflux_teacache_plugin.calibration.record import recording
+from mflux_teacache_plugin.cli import main
+from mflux_teacache_plugin.cli.calibrate import read_prompts
+from mflux_teacache_plugin.host import bridge
+from mflux_teacache_plugin.host.manager import load_plugins
+from mflux_teacache_plugin.variants import read_variant
+from tests.test_options import write_variant
+from tests.tiny.cases import Case, case
+from tests.tiny.commands import preserved_globals, run_command
+
+pytestmark = pytest.mark.usefixtures("tiny", "eager")
+
+STEPS = 6
+
+
+@pytest.fixture(autouse=True)
+def fresh_plugins() -> Iterator[None]:
+    load_plugins.cache_clear()
+    yield
+    bridge.uninstall()
+    _startup.deactivate()
+    load_plugins.cache_clear()
+
+
+@pytest.fixture
+def user_folder(tmp_path: Path) -> Path:
+    return tmp_path / "config" / "mflux" / "teacache"
+
+
+@pytest.fixture
+def prompts(tmp_path: Path) -> Path:
+    path = tmp_path / "prompts.txt"
+    path.write_text("# three\na red fox\n\na blue whale\na green hill\n")
+    return path
+
+
+@pytest.fixture
+def calibrate(tiny, tmp_path, prompts, capsys, monkeypatch) -> Callable[..., tuple[int, str, str]]:
+    """Calibrate a case's model: exit code, stdout, stderr."""
+    monkeypatch.chdir(tmp_path)
+
+    def calibrate(of: Case, *options: object, more: tuple = ("--steps", STEPS)) -> tuple[int, str, str]:
+        argv = ["calibrate", "--prompts", prompts, "--settings", "0.2", "1.5x", *options]
+        words = of.argv(tiny, *more)
+        at = words.index("--prompt")
+        del words[at : at + 2]  # calibrate brings prompts of its own
+        capsys.readouterr()
+        with preserved_globals():
+            code = main([str(word) for word in (*argv, "--", of.command, *words)])
+        return code, *capsys.readouterr()
+
+    return calibrate
+
+
+def generations(monkeypatch) -> list[tuple[str, int]]:
+    """Every picture that a calibration makes from now on."""
+    made: list[tuple[str, int]] = []
+    generate = command.Model.generate
+
+    def counted(self, prompt, seed, **changes):
+        made.append((prompt, seed))
+        return generate(self, prompt, seed, **changes)
+
+    monkeypatch.setattr(command.Model, "generate", counted)
+    return made
+
+
+def test_a_model_gets_a_file_of_its_own_that_works_at_once(calibrate, tiny, tmp_path, user_folder, capsys):
+    of = case("klein-base")
+    code, out, err = calibrate(of, "--folder", "found", "--format", "json")
+    assert code == 0, err
+    found = json.loads(out)
+    variant = read_variant(user_folder / "tiny-flux2.toml")
+    assert (variant.id, variant.models, variant.adapter) == ("tiny-flux2", ("tiny-flux2",), found["adapter"])
+    assert variant.profile is not None and len(variant.profile.sigma) == STEPS
+    assert variant.provenance.fitted and f"{STEPS} steps" in variant.provenance.recipe
+    assert [each["setting"] for each in found["tried"]] and found["recommended_because"] in variant.provenance.notes
+    assert (tmp_path / "found" / "profile.png").read_bytes().startswith(b"\x89PNG")
+    report = (tmp_path / "found" / "report.html").read_text()
+    assert "data:image/png" in report and "<script" not in report and 'src="http' not in report
+    assert "a green hill" in report, "the held-out pictures are shown"
+
+    file = traces.read(next((tmp_path / "found" / "traces").glob("a-red-fox-*.json")))
+    (trace,) = file.traces
+    assert (trace.prompt, len(trace.branches), file.recipe["guidance"]) == ("a red fox", of.branches, of.guidance)
+    assert trace.sigma[0] == 1.0 and len(trace.sigma) == STEPS
+    assert all(set(branch) == set(traces.CHANGES) for branch in trace.branches)
+    assert len(list((tmp_path / "found" / "traces").iterdir())) == 2, "the third prompt was held out"
+
+    run_command(of.command, of.argv(tiny, "--steps", STEPS, "--teacache", "1.5x"), tmp_path)
+    assert "tiny-flux2" in capsys.readouterr().err
+
+
+def test_an_interrupted_calibration_goes_on_where_it_stopped(calibrate, monkeypatch, user_folder):
+    of = case("flux1")
+    made = generations(monkeypatch)
+    record = command.Model.generate
+
+    def interrupted(self, prompt, seed, **changes):
+        if prompt == "a blue whale":
+            raise KeyboardInterrupt
+        return record(self, prompt, seed, **changes)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(command.Model, "generate", interrupted)
+        assert calibrate(of)[0] == 130
+    assert [prompt for prompt, _ in made] == ["a red fox"] and not user_folder.exists()
+    made.clear()
+    assert calibrate(of)[0] == 0
+    assert [prompt for prompt, _ in made].count("a red fox") == 0, "it was recorded already"
+    assert "a blue whale" in [prompt for prompt, _ in made]
+    made.clear()
+    assert calibrate(of, "--force")[0] == 0
+    assert made == [], "everything is there"
+
+
+def test_the_traces_of_another_run_are_not_taken(calibrate):
+    assert calibrate(case("flux1"), "--held-out", 0)[0] == 0
+    code, _, err = calibrate(case("flux1"), "--held-out", 0, "--force", more=("--steps", STEPS + 1))
+    assert code == 2 and "is of another run" in err and "--steps 7" in err
+
+
+def test_nothing_is_overwritten_and_nothing_runs_before_that_is_said(calibrate, monkeypatch, user_folder):
+    made = generations(monkeypatch)
+    path = write_variant(user_folder, id="tiny-dev", models=["tiny-dev"])
+    before = path.read_text()
+    code, out, err = calibrate(case("flux1"))
+    assert (code, out) == (2, "") and "is there already" in err and "--force" in err
+    assert made == [] and path.read_text() == before
+
+
+def test_recording_leaves_the_picture_and_the_model_alone(tiny):
+    from mflux_teacache_plugin.apply import registry
+
+    of = case("klein-base")
+    model = of.build(tiny)
+    classes = {name: type(module) for name, module in model.transformer.named_modules()}
+    plain = of.generate(model, tiny)
+    adapter = registry().serving(type(model))["klein-base"]
+    with recording(model, adapter) as recorder:
+        recorded = of.generate(model, tiny)
+        again = of.generate(model, tiny)
+    assert np.array_equal(plain, recorded) and np.array_equal(plain, again)
+    assert len(recorder.last.sigma) == of.steps and len(recorder.last.branches) == of.branches
+    assert len(recorder.last.prediction) == of.steps - 1
+    assert {name: type(module) for name, module in model.transformer.named_modules()} == classes
+    assert not {"_predict", "generate_image"} & set(vars(model))
+
+
+# ---- bad input: one error, before anything runs ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("argv", "told"),
+    [
+        ([], "there is no command to calibrate"),
+        (["--", "mflux-genrate"], "mflux-genrate is not an mflux command"),
+        (["--", "ls"], "ls is not an mflux command"),
+        (["--", "mflux-concept", "--prompt", "x", "--concept", "y", "--model", "dev"], "cannot skip steps"),
+        (["--", "mflux-generate", "--model", "dev", "--teacache", "0.2"], "--teacache skips steps"),
+        (["--settings", "7", "--", "mflux-generate"], "--settings: '7'"),
+        (["--settings", "auto", "--", "mflux-generate"], "--settings: 'auto' is no setting"),
+        (["--held-out", "9", "--", "mflux-generate"], "leave too few for a fit"),
+        (["--prompts", "empty.txt", "--", "mflux-generate"], "empty.txt holds no prompt"),
+        (["--prompts", "missing.txt", "--", "mflux-generate"], "missing.txt cannot be read"),
+    ],
+)
+def test_bad_input_is_one_error(argv, told, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty.txt").write_text("# nothing\n\n")
+    with preserved_globals():
+        assert main(["calibrate", *argv]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and told in err and "Traceback" not in err
+    assert [path.name for path in tmp_path.iterdir() if path.name != "config"] == ["empty.txt"]
+
+
+def test_a_folder_that_cannot_be_written_is_said_before_weights_load(calibrate, tmp_path, monkeypatch):
+    made = generations(monkeypatch)
+    (tmp_path / "taken").write_text("a file")
+    code, _, err = calibrate(case("flux1"), "--folder", "taken")
+    assert code == 2 and "cannot be written" in err and made == []
+
+
+def test_too_few_steps_are_said(calibrate):
+    code, _, err = calibrate(case("flux1"), more=("--steps", 3))
+    assert code == 2 and "3 steps tell nothing" in err
+
+
+def test_the_built_in_prompts_are_ten():
+    assert len(read_prompts(None)) == 10
