@@ -81,9 +81,9 @@ def run(monkeypatch, capsys, tiny):
         asked = [] if command == "mflux-upscale-seedvr2" else ["--prompt", PROMPT, "--steps", "20"]
         bridge.install()
         try:
-            with preserved_globals(), mock.patch.object(sys, "argv", [command, *asked, *needs, *argv]):
-                with pytest.raises(SystemExit) as exit_:
-                    module.main()
+            words = [command, *asked, *needs, *argv]
+            with preserved_globals(), mock.patch.object(sys, "argv", words), pytest.raises(SystemExit) as exit_:
+                module.main()
         finally:
             bridge.uninstall()
         assert exit_.value.code == 2
