@@ -22,6 +22,8 @@ KONTEXT = [-1.04655119e3, 3.12563399e2, -1.69500694e1, 4.10995971e-1, 3.74537863
 KLEIN_4B = [236.9190176127698, -201.47401360106662, 66.91354236854073, -11.14796738073235, 1.2674506310647067]
 KLEIN_9B = [-523.8412980807129, 530.2492512302608, -177.64385734082498, 20.893264957040557, 0.0]
 KLEIN_BASE = [-1841.022165607874, 848.4417137572868, -131.3554469956159, 8.179509586828413, 0.0]
+QWEN = [-12.954226906135869, 8.883805167578382, -0.9363839862290331, 1.4538816050570036, 0.0]
+QWEN_2512 = [-13.200421839759947, 4.851407025105924, 2.4891133197469846, 0.2453630032662089, 0.0]
 BASE_RANGE = (0.028261402621865273, 0.21984468400478363)
 
 PUBLISHED = {  # id: polynomial, its value at 0.05, 0.1 and 0.2, range, threshold, R²
@@ -33,7 +35,18 @@ PUBLISHED = {  # id: polynomial, its value at 0.05, 0.1 and 0.2, range, threshol
     "flux2-klein-9b": (KLEIN_9B, [0.663561, 0.790753, 0.476747], (0.1315704584121704, 0.44975757598876953), 0.2, 0.471),
     "flux2-klein-base-4b": (KLEIN_BASE, [0.175136, 0.168736, 0.223582], BASE_RANGE, 0.17, 0.106),
     "flux2-klein-base-9b": (KLEIN_BASE, [0.175136, 0.168736, 0.223582], BASE_RANGE, 0.17, None),
+    "qwen-image": (QWEN, [0.071383, 0.143613, 0.303665], (0.04675976472922664, 0.587799896108221), 0.3, 0.849),
+    "qwen-image-2512": (
+        QWEN_2512,
+        [0.019015, 0.052959, 0.166328],
+        (0.08094493952514002, 0.4705715918534816),
+        0.25,
+        0.818,
+    ),
 }
+
+#: A profile without a polynomial; numbers that this project fitted to traces of others.
+PROFILE_ONLY = ("z-image-base",)
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +70,7 @@ def test_the_catalog_ships_exactly_these() -> None:
     found = load_catalog(environ={}, strict=False).variants
     assert {id for id, entry in found.items() if entry.origin == "package"} | set(SHIPPED) == {
         *PUBLISHED,
+        *PROFILE_ONLY,
         demo_model.NAME,
     }
 
@@ -105,11 +119,36 @@ def test_distilled() -> None:
     }
 
 
-@pytest.mark.parametrize("id", PUBLISHED)
+@pytest.mark.parametrize("id", [*PUBLISHED, *PROFILE_ONLY])
 def test_mflux_knows_every_name(id: str, models: dict) -> None:
     variant = SHIPPED[id]
-    assert set(variant.models) | set(variant.related) <= models.keys()
-    assert variant.adapter == ("flux1" if "flux1" in id else "klein-base" if "base" in id else "klein")
+    known = {
+        *models.keys(),
+        "Qwen/Qwen-Image",
+    }  # mflux 0.24 takes Qwen-Image for 2512 unless it is named as a repository
+    assert set(variant.models) | set(variant.related) <= known
+    families = {
+        "flux1": "flux1",
+        "flux2-klein-base": "klein-base",
+        "flux2": "klein",
+        "qwen": "qwen",
+        "z-image": "z-image",
+    }
+    assert variant.adapter == next(adapter for start, adapter in families.items() if id.startswith(start))
+
+
+def test_profiles_are_there_for_what_has_been_recorded() -> None:
+    assert {id for id, variant in SHIPPED.items() if variant.profile is not None and id != demo_model.NAME} == {
+        "flux1-krea-dev",
+        "flux2-klein-9b",
+        "flux2-klein-base-4b",
+        "flux2-klein-base-9b",
+        "qwen-image",
+        "qwen-image-2512",
+        "z-image-base",
+    }
+    borrowed, own = SHIPPED["flux2-klein-base-9b"], SHIPPED["flux2-klein-base-4b"]
+    assert borrowed.profile == own.profile
 
 
 def test_which_of_mflux_s_models_get_which_variant(models: dict) -> None:
@@ -118,7 +157,7 @@ def test_which_of_mflux_s_models_get_which_variant(models: dict) -> None:
     catalog = load_catalog(environ={}, strict=False)
     for config in {id(config): config for config in models.values()}.values():
         identity = ModelIdentity(None, config.model_name, config.base_model, tuple(config.aliases))
-        if match := catalog.match(identity, {"flux1", "klein", "klein-base"}):
+        if match := catalog.match(identity, {"flux1", "klein", "klein-base", "qwen", "z-image"}):
             found[config.aliases[0]] = match.variant.id if match.exact else f"like {match.variant.id}"
     assert found == {
         "dev": "flux1-dev",
@@ -137,6 +176,8 @@ def test_which_of_mflux_s_models_get_which_variant(models: dict) -> None:
         "flux2-klein-9b-kv": "like flux2-klein-9b",
         "flux2-klein-base-4b": "flux2-klein-base-4b",
         "flux2-klein-base-9b": "flux2-klein-base-9b",
+        "qwen-image": "qwen-image-2512",
+        "z-image": "z-image-base",
     }
 
 
@@ -165,11 +206,14 @@ def test_a_custom_checkpoint_as_mflux_resolves_it() -> None:
 @pytest.mark.parametrize("id", PUBLISHED)
 def test_each_file_begins_with_what_it_is_and_how_to_copy_it(id: str) -> None:
     head = (packaged_folder() / f"{id}.toml").read_text(encoding="utf-8").split("schema = 1")[0]
-    assert head.startswith("# TeaCache coefficients for FLUX.")
+    assert head.startswith("# TeaCache coefficients for ")
     assert "# For a fine-tune: copy this file" in head
 
 
 # ---- docs/coefficient-files.md cannot drift --------------------------------------------------------------------------
+
+
+LICENCES = tuple(f"| {licence} |" for licence in {variant.weights_licence for variant in SHIPPED.values()})
 
 
 def row(variant: Variant) -> str:
@@ -181,7 +225,7 @@ def row(variant: Variant) -> str:
         f"`{variant.id}`",
         f"{', '.join(variant.models)}{kind}",
         variant.adapter,
-        f"{variant.threshold:g}",
+        "–" if variant.threshold is None else f"{variant.threshold:g}",
         span,
         f"{variant.guard.first}/{variant.guard.last}",
         f"{numbers}, R² {r2}",
@@ -191,7 +235,7 @@ def row(variant: Variant) -> str:
 
 
 def test_the_table_of_shipped_variants() -> None:
-    written = [line for line in DOCS.read_text(encoding="utf-8").splitlines() if line.startswith("| `flux")]
+    written = [line for line in DOCS.read_text(encoding="utf-8").splitlines() if line.endswith(LICENCES)]
     assert written == [row(variant) for variant in SHIPPED.values()]
 
 
