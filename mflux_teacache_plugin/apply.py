@@ -22,6 +22,7 @@ from mflux_teacache_plugin.errors import (
     AlreadyAppliedError,
     ConflictError,
     SettingsError,
+    TeaCacheError,
     UnsupportedModelError,
     VariantFileError,
 )
@@ -225,7 +226,7 @@ class Handle:
     def generation_called(self, arguments: Mapping[str, Any]) -> None:
         self._arguments = arguments
         if self._adapter.on_class and self.method.keeps == "prediction":
-            for name in self._adapter.predict:
+            for name in filter(partial(hasattr, self._model), self._adapter.predict):
                 self._replace_on_class(name)
 
     def generation_begin(self, seed: int, prompt: str, config: Any) -> None:
@@ -236,14 +237,17 @@ class Handle:
             run = run_of(config, self._adapter.sigmas and self._adapter.sigmas(self._model, config, self._arguments))
             record.steps = run.steps
             self._begin(run, record)
+        except TeaCacheError as error:
+            record.fault = f"{error.error} ({error.cause})" if error.cause else error.error
+            self._release()
         except Exception as exception:  # noqa: BLE001 - an unexpected model or gate must not cost the user the image
-            record.fault = getattr(exception, "error", None) or f"{type(exception).__name__}: {exception}"
+            record.fault = f"{type(exception).__name__}: {exception}"
             self._release()
 
     def step_end(self, t: int, time_steps: Any) -> None:
         if self._cache is not None:
             self._cache.end_step()
-            time_steps.set_postfix(skipped=self._cache.record.skipped, refresh=False)
+            time_steps.set_postfix(skipped=f"{self._cache.record.skipped:.3g}", refresh=False)
 
     def loop_end(self) -> None:
         self._release()
@@ -253,6 +257,7 @@ class Handle:
 
     def generation_end(self, image: Any | None) -> None:
         self._release()
+        self._arguments = {}
         if image is not None:
             keys = report.metadata(self.stats.last, self.method, self.variant, self.coefficients)
             image.generation_parameters = {**image.generation_parameters, **keys}

@@ -206,21 +206,28 @@ class Placed:
         """The steps to compute. SettingsError if the variant's profile does not reach over the run."""
         count = placement.budget(self.speedup, run.steps)
         changes = [1.0] * (run.steps - 1)
-        if variant is not None:
-            for published in variant.step_lists:
-                if published.steps == run.steps and len(published.computed) == count:
-                    return published.computed
-            if variant.profile is not None:
-                profile = variant.profile
-                if not placement.covers(profile.sigma, run.sigmas):
-                    low, high = min(run.sigmas), max(run.sigmas)
-                    raise SettingsError(
-                        f"the profile of {variant.id} does not cover this run",
-                        cause=f"the run's σ go from {high:.3g} to {low:.3g}, "
-                        f"the profile's from {profile.sigma[0]:.3g} to {profile.sigma[-1]:.3g}",
-                        hint="calibrate with as many steps, or remove [profile] from the file",
-                    )
-                changes = placement.expected_changes(profile.sigma, profile.change, run.sigmas)
+        if variant is None:
+            return placement.place(changes, count)
+        lists = {
+            len(published.computed): published.computed
+            for published in variant.step_lists
+            if published.steps == run.steps
+        }
+        if count in lists:
+            return lists[count]
+        profile = variant.profile
+        if profile is not None:
+            if not placement.covers(profile.sigma, run.sigmas):
+                low, high = min(run.sigmas), max(run.sigmas)
+                raise SettingsError(
+                    f"the profile of {variant.id} does not cover this run",
+                    cause=f"the run's σ go from {high:.3g} to {low:.3g}, "
+                    f"the profile's from {profile.sigma[0]:.3g} to {profile.sigma[-1]:.3g}",
+                    hint="calibrate with as many steps, or remove [profile] from the file",
+                )
+            changes = placement.expected_changes(profile.sigma, profile.change, run.sigmas)
+        elif shorter := [computed for size, computed in lists.items() if size < count]:
+            return placement.fill(max(shorter, key=len), count)
         return placement.place(changes, count)
 
     def look(self, signal: mx.array, sigma: float, run: Run) -> mx.array:
@@ -290,7 +297,7 @@ BUILT_IN: dict[str, Parser] = {"dualcache": _dualcache, "seacache": _seacache}
 
 def parse(text: str, known: Mapping[str, Parser] = BUILT_IN) -> Method | Literal["auto", "off"]:
     """The method that a text names, or `auto` or `off`. ArgumentTypeError, with the mend, if it names none."""
-    if text == AUTO or text == OFF:
+    if text in (AUTO, OFF):
         return text
     setting, plus, forecast = text.rpartition("+")
     if not plus:

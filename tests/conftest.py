@@ -27,7 +27,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
     On a CPU, MLX compiles with g++.
     """
-    items.sort(key=lambda item: item.path.name != "test_demo_model.py")
+    items.sort(key=lambda item: item.path.name not in ("test_demo_model.py", "test_cache_dit.py"))
     if sys.platform != "darwin" and shutil.which("g++") is None:
         for item in items:
             if item.get_closest_marker("compiles") is not None:

@@ -21,8 +21,8 @@ class Adapter:
         taps: where the transformer is tapped; None where nobody has said yet, so that only placed steps can be offered.
         branches: how often the transformer runs within a step at most (see `adapters/cfg.py`); for the taps.
         transformer: the pipeline's attribute that holds the transformer, or whatever it calls in its place.
-        predict: the pipeline's methods that make one step's function, where mflux compiles it; none where it calls the
-            transformer from plain Python.
+        predict: the pipeline's methods that make one step's function, where mflux compiles it (of several a pipeline may
+            have only some); none where it calls the transformer from plain Python.
         on_class: mflux looks these methods up on the class, so that no attribute of the instance can stand before them.
         condition: the position of the transformer's argument, the prompt's embeddings say, that must be the same array as
             before for an earlier prediction to be of use; None where it is the same throughout a run.

@@ -81,6 +81,15 @@ def _best(cost: np.ndarray, computed: int, join: np.ufunc) -> tuple[float, tuple
     return float(best[-1]), tuple(reversed(path))
 
 
+def fill(computed: Sequence[int], count: int) -> tuple[int, ...]:
+    """Add to a list of computed steps until there are `count`, each time in the middle of the widest gap."""
+    steps = list(computed)
+    while len(steps) < count:
+        gap = max(range(1, len(steps)), key=lambda index: steps[index] - steps[index - 1])
+        steps.insert(gap, (steps[gap - 1] + steps[gap]) // 2)
+    return tuple(steps)
+
+
 class PlacedGate:
     """Compute these steps, skip the others."""
 

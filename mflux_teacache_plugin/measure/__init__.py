@@ -3,6 +3,7 @@
 | module      | what it is for                                                                   |
 |-------------|----------------------------------------------------------------------------------|
 | `runs`      | one image command in a fresh process: steps computed, seconds, memory            |
+| `child`     | the process of one run, which tells its peak memory                              |
 | `probe`     | what a command would do, found out without loading weights                       |
 | `series`    | one picture in several ways, by turns                                            |
 | `suite`     | which pictures a bench makes, as a TOML file                                     |

@@ -25,15 +25,15 @@ class Cost:
         seconds: of the denoising loop.
         step_seconds: the same by the loop's steps.
         wall: seconds of the process.
-        memory: the process's highest peak, in bytes; None where it is not known.
-        mlx_memory: MLX's highest peak, in bytes; None where mflux does not report it.
+        memory: the process's highest peak, in bytes.
+        mlx_memory: MLX's highest peak, in bytes.
     """
 
     computed: float
     seconds: float
     step_seconds: float
     wall: float
-    memory: int | None
+    memory: int
     mlx_memory: int | None
 
 
@@ -138,12 +138,11 @@ def _cost(way: list[list[Shot]]) -> Cost:
     def mean(of: str) -> float:
         return statistics.mean(statistics.median(getattr(shot.run, of) for shot in shots) for shots in way)
 
-    def peak(of: str) -> int | None:
-        return max(filter(None, (getattr(shot.run, of) for shots in way for shot in shots)), default=None)
-
-    total = statistics.mean(shots[0].run.total for shots in way)
-    seconds = mean("seconds")
-    return Cost(mean("computed"), seconds, seconds / total, mean("wall"), peak("memory"), peak("mlx_memory"))
+    every = [shot.run for shots in way for shot in shots]
+    mlx = [run.mlx_memory for run in every if run.mlx_memory is not None]
+    seconds, total = mean("seconds"), statistics.mean(shots[0].run.total for shots in way)
+    memory = max(run.memory for run in every)
+    return Cost(mean("computed"), seconds, seconds / total, mean("wall"), memory, max(mlx, default=None))
 
 
 def _advice(skipped: float, speedup: float, quality: Summary, fewer: Summary) -> str:
@@ -164,7 +163,10 @@ def as_table(
     cases: Sequence[Case], shots: Sequence[Shot], near: Mapping[str, Similarity], found: Sequence[Row]
 ) -> dict[str, Any]:
     """Everything that was found, for a JSON file: the machine, the rows, and each run with its picture's nearness."""
-    made = [asdict(shot) | (asdict(near[shot.file]) if shot.repetition == 0 else {}) for shot in shots]
+    made = []
+    for shot in shots:
+        of_run = asdict(shot.run) | (asdict(near[shot.file]) if shot.repetition == 0 else {})
+        made.append({name: value for name, value in vars(shot).items() if name != "run"} | of_run)
     return {
         "machine": machine.describe(),
         "rows": [flat(row) for row in found],
@@ -237,7 +239,6 @@ def _line(
 
     share = "" if skipped is None else f"{skipped:.0%}"
     of_ideal = "" if ideal is None else f"{speedup / ideal:.0%}"
-    memory = None if cost.memory is None else cost.memory / 1e9
     figures = (
         ["", "", "", ""]
         if quality is None
@@ -257,7 +258,7 @@ def _line(
         f"{speedup:.2f}x",
         "" if ideal is None else f"{ideal:.2f}x",
         of_ideal,
-        digits(memory, 2),
+        digits(cost.memory / 1e9, 2),
         *figures,
         advice,
     ]

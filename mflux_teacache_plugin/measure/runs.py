@@ -1,24 +1,19 @@
 """One image command of mflux in a fresh process: the picture, and what it took to make it."""
 
-import contextlib
 import difflib
 import json
 import os
-import re
-import resource
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib import import_module
 from importlib.metadata import entry_points
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from mflux_teacache_plugin import settings
+from mflux_teacache_plugin import apply, methods, settings
 from mflux_teacache_plugin.errors import SettingsError, TeaCacheError, UnsupportedModelError
 
 #: Python with this package, in a process that no start-up file needs to have prepared. -P: nothing from the working folder.
@@ -78,8 +73,8 @@ class Run:
         skipped: those that were not.
         seconds: of the denoising loop, as mflux counts them.
         wall: seconds of the whole process.
-        memory: the process's peak, in bytes; None if it cannot be told from this process's own.
-        mlx_memory: the peak that mflux reports for MLX, in bytes; None if it does not.
+        memory: the process's peak, in bytes.
+        mlx_memory: MLX's own peak, in bytes; None if MLX is not there.
         method: how the cache calls the setting; None for plain mflux.
         total: the steps of the loop: fewer than asked for where it starts from a picture.
     """
@@ -89,7 +84,7 @@ class Run:
     skipped: int
     seconds: float
     wall: float
-    memory: int | None
+    memory: int
     mlx_memory: int | None
     method: str | None
     total: int
@@ -102,10 +97,7 @@ class Run:
 
 def setting(text: str) -> str:
     """What `--teacache` takes, checked and unchanged. Raises ArgumentTypeError."""
-    if find_spec("mflux_teacache_plugin.methods") is None:
-        settings.threshold(text)
-    else:
-        import_module("mflux_teacache_plugin.methods").parse(text)
+    methods.parse(text, apply.parsers())
     return text
 
 
@@ -149,62 +141,33 @@ def picture(command: Command, wanted: str, file: Path) -> Run:
     with tempfile.TemporaryDirectory(dir=file.parent, prefix=".run-") as folder:  # on the same disk: it is renamed
         made = Path(folder) / f"picture{file.suffix}"
         full = command.with_options(teacache=wanted, output=made)
-        words = [*_PYTHON, "mflux_teacache_plugin", "exec", full.name, *full.options, "--metadata"]
-        wall, memory, output, said = _wait_for(words, f"{command} --teacache {wanted}")
+        peaks = made.with_name("peaks.json")
+        words = [*_PYTHON, f"{__package__}.child", str(peaks), full.name, *full.options, "--metadata"]
+        begun = time.perf_counter()
+        done = subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, text=True, env=_environment())
+        wall = time.perf_counter() - begun
+        what, said = f"`{command} --teacache {wanted}`", done.stderr.strip()[-_QUOTED:]
+        if done.returncode != 0:
+            raise RunError(f"{what} failed with exit code {done.returncode}", cause=said)
         sidecar = made.with_suffix(".metadata.json")
         if not made.exists() or not sidecar.exists():
-            raise RunError(f"`{full}` left no picture", cause=said[-_QUOTED:])
-        recorded = json.loads(sidecar.read_text())
+            raise RunError(f"{what} left no picture", cause=said)
+        recorded, peak = json.loads(sidecar.read_text()), json.loads(peaks.read_text())
         made.replace(file)
     steps = int(recorded["steps"])
     strength = recorded.get("image_strength") or 0.0  # where the loop starts, as mflux has it
     total = steps - max(1, int(steps * min(strength, 1.0))) if strength > 0 else steps
-    peak = re.search(r"Peak MLX memory: ([\d.]+) GB", output)
     return Run(
         steps,
         recorded.get("teacache_computed", total),
         recorded.get("teacache_skipped", 0),
         float(recorded["generation_time_seconds"]),
         wall,
-        memory,
-        int(float(peak[1]) * 10**9) if peak else None,
+        peak["memory"],
+        peak["mlx_memory"],
         recorded.get("teacache_method"),
         total,
     )
-
-
-def _wait_for(words: list[str], what: str) -> tuple[float, int | None, str, str]:
-    """Wall seconds, peak memory in bytes, stdout and stderr of a process. RunError if it fails; it never outlives us."""
-    begun = time.perf_counter()
-    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
-        process = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=out, stderr=err, env=_environment())
-        with _ended(process):
-            _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-        wall = time.perf_counter() - begun
-        for file in (out, err):
-            file.seek(0)
-        output, said = out.read(), err.read().strip()
-    if process.returncode != 0:
-        raise RunError(f"`{what}` failed with exit code {process.returncode}", cause=said[-_QUOTED:])
-    return wall, _peak(usage), output, said
-
-
-@contextlib.contextmanager
-def _ended(process: subprocess.Popen) -> Iterator[None]:
-    try:
-        yield
-    except BaseException:
-        process.kill()
-        process.wait()
-        raise
-
-
-def _peak(usage: Any) -> int | None:
-    """A process begins with the peak of the one that started it; one that does not exceed it says nothing."""
-    own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    scale = 1 if sys.platform == "darwin" else 1024  # bytes there, kilobytes elsewhere
-    return int(usage.ru_maxrss) * scale if usage.ru_maxrss > own else None
 
 
 def _environment() -> dict[str, str]:

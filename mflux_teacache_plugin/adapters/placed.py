@@ -1,0 +1,186 @@
+"""The families for which nobody has tapped the transformer yet: where a step's prediction is made, and nothing else.
+
+That is enough for placed steps. mflux calls the transformer from plain Python once or twice a step (with guidance on the
+prompt first and then on the negative prompt, so that the order tells the branches apart), or it compiles a function of one
+step, made by `_predict`. Either stays as it is; on a skipped step it is not called.
+
+What pipelines keep between steps (Qwen-Image-2.1's keys and values of text and reference pictures) is filled on the first
+step, which always computes.
+"""
+
+from argparse import Namespace
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mflux_teacache_plugin.adapters.adapter import Adapter
+
+_MODELS = "mflux.models"
+
+
+def _refuse_noise(model_config: Any | None, options: Mapping[str, Any]) -> str | None:
+    """Krea 2 and Anima: every other sampler than euler, also the one they take unasked, adds noise between the steps."""
+    if options.get("scheduler", "euler") == "euler":
+        return None
+    return "its sampler er_sde adds noise between the steps; --scheduler euler adds none"
+
+
+def _refuse_iris_turbo(model_config: Any | None, options: Mapping[str, Any]) -> str | None:
+    if model_config is None or model_config.supports_guidance:
+        return None
+    return "Iris Turbo takes four large steps, whatever --steps says; iris-3b-base takes more"
+
+
+def _lens_sigmas(model: Any, config: Any, arguments: Mapping[str, Any]) -> Sequence[float]:
+    return model._turbo_sigmas(config.image_seq_len, config.num_inference_steps)[:-1]
+
+
+def _ming_sigmas(model: Any, config: Any, arguments: Mapping[str, Any]) -> Sequence[float]:
+    sigmas = model.sigmas(config.num_inference_steps).tolist()
+    return [sigma for sigma in sigmas if sigma > 0]  # at 0, on its last step, Ming does not call the transformer
+
+
+def _flux3_sigmas(model: Any, config: Any, arguments: Mapping[str, Any]) -> Sequence[float]:
+    from mflux.models.flux3.model.flux3_scheduler.flux3_flow_map_scheduler import Flux3FlowMapScheduler
+
+    return Flux3FlowMapScheduler(config.num_inference_steps).timesteps.tolist()[:-1]
+
+
+def _iris_sigmas(model: Any, config: Any, arguments: Mapping[str, Any]) -> Sequence[float]:
+    from mflux.models.iris.model.iris_scheduler.iris_flow_dpm_solver import IrisFlowDPMSolver
+
+    return IrisFlowDPMSolver(config.num_inference_steps, model.SHIFT).grid[:-1]
+
+
+def _ideogram_preset(name: str | None) -> Any:
+    from mflux.models.ideogram4.model.ideogram4_scheduler import Ideogram4Scheduler
+
+    return Ideogram4Scheduler.get_preset(name)
+
+
+def _ideogram_steps(args: Namespace) -> int:
+    return _ideogram_preset(args.preset).num_steps
+
+
+def _ideogram_sigmas(model: Any, config: Any, arguments: Mapping[str, Any]) -> Sequence[float]:
+    from mflux.models.ideogram4.model.ideogram4_scheduler import Ideogram4Scheduler
+
+    preset = _ideogram_preset(arguments.get("preset"))
+    signal, _ = Ideogram4Scheduler.make_timesteps(
+        num_steps=config.num_inference_steps, height=config.height, width=config.width, mu=preset.mu, std=preset.std
+    )  # the share of signal, the last step first
+    return [1.0 - float(share) for share in reversed(signal)]
+
+
+PLACED = (
+    Adapter(
+        id="qwen-image",
+        pipelines=(
+            f"{_MODELS}.qwen.variants.txt2img.qwen_image:QwenImage",
+            f"{_MODELS}.qwen.variants.edit.qwen_image_edit:QwenImageEdit",
+        ),
+    ),
+    Adapter(
+        id="qwen-image-2.1",
+        pipelines=(
+            f"{_MODELS}.qwen21.variants.txt2img.qwen_image_21:QwenImage21",
+            f"{_MODELS}.qwen21.variants.edit.qwen_image_21_edit:QwenImage21Edit",
+        ),
+    ),
+    Adapter(
+        id="qwen-image-2.1-controlnet",
+        pipelines=(f"{_MODELS}.qwen21.variants.controlnet.qwen_image_21_controlnet:QwenImage21Controlnet",),
+        transformer="controlnet",  # it is given the transformer, and runs its blocks itself
+    ),
+    Adapter(
+        id="z-image",
+        pipelines=(f"{_MODELS}.z_image.variants.z_image:ZImage",),
+        predict=("_predict",),
+    ),
+    Adapter(
+        id="z-image-controlnet",
+        pipelines=(f"{_MODELS}.z_image.variants.controlnet.z_image_turbo_controlnet:ZImageTurboControlnet",),
+    ),
+    Adapter(
+        id="fibo",
+        pipelines=(
+            f"{_MODELS}.fibo.variants.txt2img.fibo:FIBO",
+            f"{_MODELS}.fibo.variants.edit.fibo_edit:FIBOEdit",
+        ),
+    ),
+    Adapter(
+        id="fibo2",
+        pipelines=(
+            f"{_MODELS}.fibo2.variants.txt2img.fibo2:Fibo2",
+            f"{_MODELS}.fibo2.variants.edit.fibo2_edit:Fibo2Edit",
+        ),
+        condition=2,  # once little noise is left, other embeddings come, which have seen the pictures of the caption's text
+    ),
+    Adapter(
+        id="krea-2",
+        pipelines=(f"{_MODELS}.krea2.variants.txt2img.krea2:Krea2",),
+        predict=("_predict",),
+        refuses=_refuse_noise,
+    ),
+    Adapter(
+        id="krea-2-controlnet",
+        pipelines=(f"{_MODELS}.krea2.variants.controlnet.krea2_controlnet:Krea2Controlnet",),
+        predict=("_predict",),
+        on_class=True,
+        refuses=_refuse_noise,
+    ),
+    Adapter(
+        id="ernie-image",
+        pipelines=(f"{_MODELS}.ernie_image.variants.txt2img.ernie_image:ErnieImage",),
+        predict=("_predict",),
+    ),
+    Adapter(
+        id="anima",
+        pipelines=(f"{_MODELS}.anima.variants.txt2img.anima:Anima",),
+        predict=("_predict",),
+        on_class=True,
+        refuses=_refuse_noise,
+    ),
+    Adapter(
+        id="ideogram-4",
+        pipelines=(f"{_MODELS}.ideogram4.variants.txt2img.ideogram4:Ideogram4",),
+        transformer="conditional_transformer",
+        predict=("_predict_conditional", "_predict_unconditional"),
+        sigmas=_ideogram_sigmas,
+        steps=_ideogram_steps,
+    ),
+    Adapter(
+        id="lens",
+        pipelines=(f"{_MODELS}.lens.variants.txt2img.lens_image:LensImage",),
+        sigmas=_lens_sigmas,
+    ),
+    Adapter(
+        id="ming",
+        pipelines=(f"{_MODELS}.ming_image.variants.ming_image:MingImage",),
+        sigmas=_ming_sigmas,
+    ),
+    Adapter(
+        id="moss-image",
+        pipelines=(f"{_MODELS}.moss_image.variants.txt2img.moss_image:MOSSImage",),
+    ),
+    Adapter(
+        id="iris",
+        pipelines=(f"{_MODELS}.iris.variants.txt2img.iris:Iris",),
+        sigmas=_iris_sigmas,
+        refuses=_refuse_iris_turbo,
+    ),
+    Adapter(
+        id="flux3-klein",
+        pipelines=(
+            f"{_MODELS}.flux3.variants.txt2img.flux3_klein:Flux3Klein",
+            f"{_MODELS}.flux3.variants.edit.flux3_klein_edit:Flux3KleinEdit",
+        ),
+        sigmas=_flux3_sigmas,
+    ),
+)
+
+REFUSED = {
+    f"{_MODELS}.seedvr2.variants.upscale.seedvr2:SeedVR2": "it takes a single step",
+    f"{_MODELS}.boogu.variants.txt2img.boogu_image:BooguImage": (
+        "it takes four large steps and adds fresh noise after each, so no step follows from the one before"
+    ),
+}
