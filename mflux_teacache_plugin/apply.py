@@ -276,7 +276,7 @@ class Handle:
             fitted = method.fit(blocks_of(self._model, adapter))
             taps, branches = adapter.taps, adapter.branches
             block_cache = BlockCache(
-                transformer, taps.blocks, fitted, run, order, record, taps.signal_argument, branches
+                transformer, taps.blocks, fitted, run, order, record, taps.stream or taps.signal_argument, branches
             )
             self._cache = block_cache
             self._undo.append(block_cache.remove)

@@ -86,26 +86,33 @@ def variants() -> str:
         numbers = f"{fitted}; *distilled*" if variant.distilled else fitted
         related = ", ".join(name.removeprefix("black-forest-labs/") for name in variant.related) or "–"
         models = ", ".join(variant.models)
-        rows.append(f"| {models} | `{variant.id}` | {variant.threshold:g} | {numbers} | {related} |")
+        threshold = "–" if variant.threshold is None else f"{variant.threshold:g}"
+        rows.append(f"| {models} | `{variant.id}` | {threshold} | {numbers} | {related} |")
     return "\n".join(rows) + "\n"
 
 
 def commands() -> str:
-    """mflux's commands that build a pipeline with an adapter."""
+    """mflux's image commands, and what of `--teacache` each of them takes."""
     from mflux_teacache_plugin.adapters import BUILT_IN, REFUSED, Registry
 
     registry = Registry(BUILT_IN, REFUSED)
-    packages = tuple({".".join(name.split(".")[:3]) + "." for name in registry.pipelines()})
-    rows = ["| command | pipeline in Python | adapters |", "|---|---|---|"]
+    packages = tuple({".".join(name.split(".")[:3]) + "." for name in (*registry.pipelines(), *REFUSED)})
+    rows = ["| command | pipeline in Python | adapters | takes |", "|---|---|---|---|"]
+    refused = []
     for script in sorted(entry_points(group="console_scripts"), key=lambda script: script.name):
         if not script.value.startswith(packages):
             continue
         names = vars(sys.modules[script.load().__module__])
         for value in names.values():
-            if isinstance(value, type) and hasattr(value, "generate_image") and (serving := registry.serving(value)):
-                adapters = ", ".join(f"`{id}`" for id in serving)
-                rows.append(f"| `{script.name}` | `{value.__name__}` | {adapters} |")
-    return "\n".join(rows) + "\n"
+            if not (isinstance(value, type) and hasattr(value, "generate_image")):
+                continue
+            start = f"| `{script.name}` | `{value.__name__}` |"
+            if (reason := registry.refusal(value)) is not None:
+                refused.append(f"{start} – | nothing: {reason} |")
+            elif serving := registry.serving(value):
+                takes = "speed-ups" if all(adapter.taps is None for adapter in serving.values()) else "every method"
+                rows.append(f"{start} {', '.join(f'`{id}`' for id in serving)} | {takes} |")
+    return "\n".join([*rows, *refused]) + "\n"
 
 
 def summary_lines() -> str:

@@ -12,13 +12,17 @@ import pytest
 from mlx import nn
 from mlx.utils import tree_flatten
 
-from mflux_teacache_plugin.adapters import placed
+from mflux_teacache_plugin.adapters import BUILT_IN, placed
 from mflux_teacache_plugin.apply import apply_teacache, registry
+from mflux_teacache_plugin.caching import dualcache, step_cache
 from mflux_teacache_plugin.caching.forecast import Forecast
+from mflux_teacache_plugin.caching.gate import relative_change
 from mflux_teacache_plugin.caching.step_cache import PredictionCache
 from mflux_teacache_plugin.caching.taps import swap_call
 from mflux_teacache_plugin.errors import UnsupportedModelError
 from mflux_teacache_plugin.methods import Placed
+from mflux_teacache_plugin.variants import Provenance, Variant
+from tests.support import ALWAYS, NEVER
 from tests.tiny.cases import case as klein_case
 from tests.tiny.families import FAMILIES, STEPS, TOKENS, WIDTH, embeddings, family
 
@@ -192,7 +196,7 @@ def test_the_noise_levels_are_those_that_the_transformer_is_told(id, photo, monk
     )
 
 
-@pytest.mark.parametrize("id", ["qwen-image", "anima", "ideogram-4", "lens"])
+@pytest.mark.parametrize("id", ["qwen", "anima", "ideogram-4", "lens"])
 def test_the_transformer_is_free_once_the_loop_is_over(id, photo):
     """mflux lets it go there for --low-ram, before the picture is decoded."""
     case = family(id)
@@ -213,7 +217,7 @@ def test_the_transformer_is_free_once_the_loop_is_over(id, photo):
         assert freed == [True] and handle.stats.skipped == 3
 
 
-@pytest.mark.parametrize("id", ["qwen-image", "krea-2-controlnet", "anima"])
+@pytest.mark.parametrize("id", ["qwen", "krea-2-controlnet", "anima"])
 def test_after_a_failure_the_model_is_as_it_was(id, photo):
     case = family(id)
     with case.model() as model:
@@ -310,9 +314,55 @@ def test_methods_that_look_inside_are_refused_where_nobody_has_said_where(method
     assert "1.5x" in refused.value.hint
 
 
+TAPPED = [case for case in FAMILIES if registry().adapters[case.adapter].taps is not None]
+
+
+def numbers(case, **changes):
+    """A variant whose estimate is the signal's change itself."""
+    values = {"polynomial": (0, 0, 0, 1, 0), "threshold": NEVER, "weights_licence": "none", "models": ("test",)}
+    return Variant(id="test", adapter=case.adapter, provenance=Provenance(source="a test"), **{**values, **changes})
+
+
+@pytest.mark.parametrize("case", TAPPED, ids=str)
+def test_where_it_is_tapped_a_threshold_works(case, photo):
+    with case.model() as model:
+        before = state(model)
+        _, plain = case.generate(model, photo)
+        with apply_teacache(model, NEVER, variant=numbers(case)) as handle:
+            _, latents = case.generate(model, photo)
+        assert handle.stats.last.fault is None and handle.stats.last.computed == STEPS - case.late
+        assert np.array_equal(plain, latents)
+        with apply_teacache(model, ALWAYS, variant=numbers(case, polynomial=(0, 0, 0, 0.01, 0))) as handle:
+            _, latents = case.generate(model, photo)
+        assert handle.stats.last.fault is None and handle.stats.last.computed == 2
+        assert not np.array_equal(plain, latents) and mx.isfinite(latents).all()
+        assert state(model) == before
+
+
+@pytest.mark.parametrize("case", TAPPED, ids=str)
+def test_where_it_is_tapped_dualcache_and_seacache_work(case, photo, monkeypatch):
+    """Random blocks change more from step to step than trained ones, so a hundredth of it is looked at."""
+    for module in (dualcache, step_cache):
+        monkeypatch.setattr(module, "relative_change", lambda a, b: relative_change(a, b) / 100)
+    with case.model() as model:
+        before = state(model)
+        _, plain = case.generate(model, photo)
+        for method, skips in (
+            ("dualcache:F=1,B=0,rdt=1e-9,warmup=0", False),
+            ("dualcache:F=1,B=0,rdt=0.99,warmup=2", True),
+            (f"seacache:{NEVER:.9f}", False),
+            ("seacache:2", True),
+        ):
+            with apply_teacache(model, method) as handle:
+                _, latents = case.generate(model, photo)
+            assert handle.stats.last.fault is None
+            assert bool(handle.stats.skipped) == skips and np.array_equal(plain, latents) == (not skips)
+        assert state(model) == before
+
+
 def test_every_pipeline_is_tried():
     tried = {f"mflux.models.{case.pipeline}" for case in FAMILIES}
-    assert tried == {name for adapter in placed.PLACED for name in adapter.pipelines}
+    assert tried == {n for a in BUILT_IN for n in a.pipelines if not a.id.startswith(("flux1", "klein"))}
     for name in (*tried, *placed.REFUSED):
         module, _, pipeline = name.partition(":")
         assert hasattr(importlib.import_module(module), pipeline)

@@ -73,13 +73,6 @@ def _ideogram_sigmas(model: Any, config: Any, arguments: Mapping[str, Any]) -> S
 
 PLACED = (
     Adapter(
-        id="qwen-image",
-        pipelines=(
-            f"{_MODELS}.qwen.variants.txt2img.qwen_image:QwenImage",
-            f"{_MODELS}.qwen.variants.edit.qwen_image_edit:QwenImageEdit",
-        ),
-    ),
-    Adapter(
         id="qwen-image-2.1",
         pipelines=(
             f"{_MODELS}.qwen21.variants.txt2img.qwen_image_21:QwenImage21",
@@ -90,22 +83,6 @@ PLACED = (
         id="qwen-image-2.1-controlnet",
         pipelines=(f"{_MODELS}.qwen21.variants.controlnet.qwen_image_21_controlnet:QwenImage21Controlnet",),
         transformer="controlnet",  # it is given the transformer, and runs its blocks itself
-    ),
-    Adapter(
-        id="z-image",
-        pipelines=(f"{_MODELS}.z_image.variants.z_image:ZImage",),
-        predict=("_predict",),
-    ),
-    Adapter(
-        id="z-image-controlnet",
-        pipelines=(f"{_MODELS}.z_image.variants.controlnet.z_image_turbo_controlnet:ZImageTurboControlnet",),
-    ),
-    Adapter(
-        id="fibo",
-        pipelines=(
-            f"{_MODELS}.fibo.variants.txt2img.fibo:FIBO",
-            f"{_MODELS}.fibo.variants.edit.fibo_edit:FIBOEdit",
-        ),
     ),
     Adapter(
         id="fibo2",

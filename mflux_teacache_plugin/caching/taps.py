@@ -25,12 +25,14 @@ class TapPoints:
         signal: the module whose input is the first block's modulated input.
         signal_argument: that input's keyword; it is taken from the first position if passed without.
         final: the final norm; its first argument is tapped.
+        stream: the keyword under which a block takes the image's tokens; `signal_argument` if it is None.
     """
 
     blocks: tuple[str, ...]
     signal: str
     signal_argument: str
     final: str
+    stream: str | None = None
 
 
 #: One run of a forward: its output, then per guidance branch the signal, (batch, tokens, width), and the final norm's
@@ -39,9 +41,14 @@ Run = tuple[mx.array, list[mx.array], list[mx.array]]
 
 
 def module_at(root: Any, path: str) -> Any:
-    """The module at a dotted path; a number indexes a list. Raises AttributeError, IndexError or KeyError."""
+    """The module at a dotted path; a number indexes a list, and a dict has keys. Raises AttributeError or IndexError."""
     for part in path.split("."):
-        root = root[int(part)] if part.isdigit() else getattr(root, part)
+        if part.isdigit():
+            root = root[int(part)]
+        elif isinstance(root, dict) and part in root:  # a module is a dict too
+            root = root[part]
+        else:
+            root = getattr(root, part)
     return root
 
 

@@ -1,0 +1,138 @@
+"""Every image command of mflux takes `--teacache 1.5x`, or says why not, before any weights are loaded."""
+
+import functools
+import importlib
+import sys
+from importlib.metadata import distribution
+from unittest import mock
+
+import pytest
+
+from mflux_teacache_plugin.host import bridge
+from tests.tiny.commands import preserved_globals
+
+PROMPT = '{"short_description": "a tiny random picture"}'
+
+#: What a command needs beside a prompt; PHOTO is some picture.
+NEEDS = {
+    "mflux-concept": "--concept x",
+    "mflux-concept-from-image": "--concept x --input-image-path PHOTO",
+    "mflux-generate": "--model dev",
+    "mflux-generate-anima": "--scheduler euler",
+    "mflux-generate-controlnet": "--model dev --controlnet-image-path PHOTO",
+    "mflux-generate-depth": "--depth-image-path PHOTO",
+    "mflux-generate-fibo-edit": '--image-path PHOTO --prompt {"edit_instruction":"x"}',
+    "mflux-generate-fibo2-edit": "--image-paths PHOTO --prompt x",
+    "mflux-generate-fill": "--image-path PHOTO --masked-image-path PHOTO",
+    "mflux-generate-flux2-edit": "--image-paths PHOTO",
+    "mflux-generate-flux3-edit": "--image-paths PHOTO",
+    "mflux-generate-in-context": "--reference-image PHOTO",
+    "mflux-generate-in-context-catvton": "--garment-image PHOTO --person-image PHOTO --person-mask PHOTO",
+    "mflux-generate-in-context-edit": "--reference-image PHOTO",
+    "mflux-generate-iris": "--model iris-3b-base",
+    "mflux-generate-kontext": "--image-path PHOTO",
+    "mflux-generate-krea2": "--scheduler euler",
+    "mflux-generate-krea2-controlnet": "--scheduler euler --depth-image-path PHOTO",
+    "mflux-generate-qwen-2.1-controlnet": "--controlnet-image-path PHOTO",
+    "mflux-generate-qwen-2.1-edit": "--image-paths PHOTO",
+    "mflux-generate-qwen-edit": "--image-paths PHOTO",
+    "mflux-generate-redux": "--redux-image-paths PHOTO",
+    "mflux-generate-z-image-controlnet": "--control canny:PHOTO",
+    "mflux-upscale-controlnet": "--controlnet-image-path PHOTO",
+    "mflux-upscale-seedvr2": "--image-path PHOTO",
+}
+
+#: The only commands that cannot, with any options.
+REFUSED = {
+    "mflux-concept": "its attention maps come from the blocks",
+    "mflux-concept-from-image": "its attention maps come from the blocks",
+    "mflux-generate-boogu": "adds fresh noise",
+    "mflux-upscale-seedvr2": "it takes a single step",
+}
+
+SCRIPTS = {script.name: script for script in distribution("mflux").entry_points.select(group="console_scripts")}
+IMAGE_COMMANDS = sorted(
+    name for name in SCRIPTS if name.startswith(("mflux-generate", "mflux-concept", "mflux-upscale"))
+)
+
+
+class Loads(Exception):
+    """Nothing is refused, and the pipeline would load its weights now."""
+
+
+def _stopped(stock):
+    @functools.wraps(stock)
+    def __init__(self, *args, **kwargs):
+        raise Loads
+
+    return __init__
+
+
+@pytest.fixture
+def run(monkeypatch, capsys, tiny):
+    """Run a command up to where its pipeline loads; gives what it said if it was refused, else raises Loads."""
+
+    def run(command, *argv):
+        module = importlib.import_module(SCRIPTS[command].module)
+        for value in list(vars(module).values()):
+            if isinstance(value, type) and hasattr(value, "generate_image"):
+                monkeypatch.setattr(value, "__init__", _stopped(value.__init__))
+        needs = [word.replace("PHOTO", str(tiny.pictures.photo)) for word in NEEDS.get(command, "").split()]
+        asked = [] if command == "mflux-upscale-seedvr2" else ["--prompt", PROMPT, "--steps", "20"]
+        bridge.install()
+        try:
+            words = [command, *asked, *needs, *argv]
+            with preserved_globals(), mock.patch.object(sys, "argv", words), pytest.raises(SystemExit) as exit_:
+                module.main()
+        finally:
+            bridge.uninstall()
+        assert exit_.value.code == 2
+        return capsys.readouterr().err
+
+    return run
+
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*is ignored:UserWarning")
+
+
+@pytest.mark.parametrize("command", IMAGE_COMMANDS)
+def test_every_command_takes_a_speed_up_or_says_why_not(command, run):
+    if command not in REFUSED:
+        with pytest.raises(Loads):
+            run(command, "--teacache", "1.5x")
+        return
+    message = run(command, "--teacache", "1.5x")
+    assert message.startswith(f"error: {command} cannot skip steps\n  cause: ") and REFUSED[command] in message
+
+
+@pytest.mark.parametrize(
+    ("command", "argv", "words"),
+    [
+        ("mflux-generate-krea2", "--scheduler linear", "er_sde adds noise between the steps"),
+        ("mflux-generate-krea2-controlnet", "--scheduler er_sde", "er_sde adds noise between the steps"),
+        ("mflux-generate-anima", "--scheduler er_sde", "er_sde adds noise between the steps"),
+        ("mflux-generate-iris", "--model iris-3b", "Iris Turbo takes four large steps"),
+        ("mflux-generate-lens", "--steps 4", "4 steps at 1.5x cannot be met"),
+        ("mflux-generate-ideogram4", "--preset V4_TURBO_12 --teacache 8x", "12 steps at 8x cannot be met"),
+        ("mflux-generate-qwen-2.1", "--step-cache-ratio 0.3", "mflux's own step cache"),
+        ("mflux-generate-qwen-2.1-edit", "--use-step-cache", "mflux's own step cache"),
+        ("mflux-generate-fibo2", "--teacache-ratio 0.3", "mflux's own step cache"),
+        ("mflux-generate-moss-image", "--step-cache-ratio 0.3", "mflux's own step cache"),
+        ("mflux-generate-lens", "--teacache 0.2", "nobody has said where"),
+        ("mflux-generate-z-image", "--dualcache aggressive --teacache off", ""),
+    ],
+)
+def test_what_cannot_be_right_is_refused_with_the_reason(command, argv, words, run):
+    if command not in SCRIPTS:
+        pytest.skip("this mflux does not have it")
+    message = run(command, "--teacache", "1.5x", *argv.split())
+    assert message.count("\n") >= 2 and "Traceback" not in message
+    assert words in message
+
+
+def test_where_the_environment_asks_it_is_one_warning(run, monkeypatch, capsys):
+    monkeypatch.setenv("MFLUX_TEACACHE", "1.5x")
+    with pytest.raises(Loads):
+        run("mflux-generate-krea2", "--scheduler", "er_sde")
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("TeaCache: ")]
+    assert len(said) == 1 and "switched off for this run" in said[0] and "er_sde" in said[0]
