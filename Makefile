@@ -8,7 +8,7 @@ READY := .venv/.ready
 SOURCES_OF_THE_ENVIRONMENT := pyproject.toml $(wildcard build_support/*)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv test lint format test-compat $(COMPAT:%=test-compat-%) demo bench clean
+.PHONY: help venv test lint format test-compat $(COMPAT:%=test-compat-%) demo bench bench-demo clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -38,8 +38,11 @@ demo: $(READY) ## the plugin at work through the real mflux command; pictures an
 bench: $(READY) ## every script in benchmarks/, one after the other
 	@set -e; for script in benchmarks/[a-z]*.py; do echo "== $$script"; $(BIN)/python $$script $(ARGS); done
 
+bench-demo: $(READY) ## the suite of the demo model: speed and quality of a few settings, a report in bench/demo
+	$(BIN)/mflux-teacache bench benchmarks/suites/demo.toml $(ARGS)
+
 clean: ## remove the environments and all that builds, tests and demos leave behind
-	rm -rf .venv .venv-mflux-* build dist demo .pytest_cache .hypothesis .ruff_cache .mypy_cache
+	rm -rf .venv .venv-mflux-* build dist demo bench comparison .pytest_cache .hypothesis .ruff_cache .mypy_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # An environment in the folder of the stamp: uv if it is there, else a venv that gets uv first, for only uv can leave

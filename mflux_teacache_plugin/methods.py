@@ -280,7 +280,7 @@ def _setting(name: str, text: str) -> float | int | bool:
             raise ArgumentTypeError(f"separate={text} is neither true nor false")
         return text.lower() == "true"
     if name in _LEAST:
-        if not text.removeprefix("-").isdecimal() or int(text) < _LEAST[name]:
+        if not text.removeprefix("-").isdecimal() or len(text) > 9 or int(text) < _LEAST[name]:
             raise ArgumentTypeError(f"{name}={text} is not a whole number from {_LEAST[name]} on")
         return int(text)
     value = _float(text)
@@ -300,9 +300,14 @@ def parse(text: str, known: Mapping[str, Parser] = BUILT_IN) -> Method | Literal
     if text in (AUTO, OFF):
         return text
     setting, plus, forecast = text.rpartition("+")
-    if not plus:
-        return _method(text, known)
-    return with_forecast(_method(setting, known), forecast)
+    try:
+        if not plus or forecast[:1].isdigit():  # as in 1e+20
+            return _method(text, known)
+        return with_forecast(_method(setting, known), forecast)
+    except ArgumentTypeError as error:
+        if f"'{text}'" in str(error):
+            raise
+        raise ArgumentTypeError(f"'{text}': {error}") from None
 
 
 def with_forecast(method: Method, forecast: str) -> Method:

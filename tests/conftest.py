@@ -6,6 +6,10 @@ import shutil
 import sys
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+settings.register_profile("on any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("on any machine")
 
 pytest_plugins = ["tests.tiny.fixtures"]
 

@@ -47,7 +47,8 @@ def picture(command: Command, wanted: str, file: Path) -> Run:
 
 def check(command: Command, wanted: object) -> dict:
     seeds = [int(seed) for seed in option(command, "seed", "1").split()]
-    facts = {"model": option(command, "model"), "prompt": option(command, "prompt"), "seed": seeds, "guidance": 4.0}
+    texts = {name: option(command, name.replace("_", "-")) or None for name in ("model", "prompt", "prompt_file")}
+    facts = {**texts, "seed": seeds, "guidance": 4.0}
     return {**facts, "steps": int(option(command, "steps", "10")), "width": 16, "height": 16, "quantize": None}
 
 

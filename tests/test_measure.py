@@ -227,6 +227,16 @@ def test_a_command_with_several_seeds_is_refused(run, tmp_path, monkeypatch) -> 
     assert code == 2 and "bench` takes many" in err
 
 
+@pytest.mark.parametrize(("text", "error"), [(None, "cannot be read"), (" \n", "is empty")])
+def test_a_prompt_file_that_holds_no_prompt(text: str | None, error: str, run, tmp_path) -> None:
+    file = tmp_path / "prompt.txt"
+    if text is not None:
+        file.write_text(text)
+    argv = ["--settings", "0.1", "--out", tmp_path / "out", "--", *COMMAND[:3], "--prompt-file", file]
+    code, _, err = run("compare", *argv)
+    assert (code, pretended.made) == (2, []) and f"--prompt-file {file} {error}" in err
+
+
 @pytest.mark.parametrize("setting", ["7", "soon", "0"])
 def test_a_setting_that_makes_no_sense(setting: str, run, capsys) -> None:
     with pytest.raises(SystemExit) as raised:
@@ -351,7 +361,7 @@ def test_bench_writes_everything_and_prints_a_table(run, tmp_path, a_suite) -> N
     with (out / "results.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [float(row["speedup"]) for row in rows[:3]] == [1.0, 1.25, 2.0]
-    assert rows[0]["rival"] == "" and rows[3]["rival"] == "dev, 10 steps" and float(rows[3]["rival_ssim"]) == 1.0
+    assert rows[0]["whole"] == "" and rows[3]["whole"] == "dev, 10 steps" and float(rows[3]["whole_ssim"]) == 1.0
     # two quantizations, two prompts, two seeds: plain, two settings, two plain with fewer steps
     assert len(list((out / "pictures").iterdir())) == 2 * 2 * 2 * 5
     assert len(found["runs"]) == 2 * 2 * 2 * 5 * 2

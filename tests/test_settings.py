@@ -1,7 +1,6 @@
-"""What was asked for: the values of the option, and which of option, -C file and environment counts."""
+"""Which of options, -C file and environment counts, and what each of them asks for."""
 
 import json
-import math
 from argparse import ArgumentTypeError, Namespace
 from pathlib import Path
 
@@ -9,10 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mflux_teacache_plugin import settings
-from mflux_teacache_plugin.errors import SettingsError
-
-NUMBERS = st.one_of(st.floats(), st.integers(), st.floats(min_value=-1, max_value=3)).map(str)
+from mflux_teacache_plugin import methods, settings
+from mflux_teacache_plugin.errors import ConflictError, SettingsError
 
 
 def sidecar(folder: Path, **keys: object) -> Path:
@@ -25,51 +22,55 @@ def resolve(environment: str | None = None, **args: object) -> settings.Settings
     return settings.resolve(Namespace(**args), {} if environment is None else {"MFLUX_TEACACHE": environment})
 
 
-# ---- the value -------------------------------------------------------------------------------------------------------
-
-
-@given(st.one_of(st.text(), NUMBERS))
-def test_any_text_is_a_usable_value_or_an_error_that_quotes_it(text: str) -> None:
-    try:
-        value = settings.threshold(text)
-    except ArgumentTypeError as error:
-        assert text in str(error)
-    else:
-        assert value == text if text in ("auto", "off") else 0 < value <= 2
-
-
-@given(st.floats(min_value=0, max_value=2, exclude_min=True))
-def test_every_number_of_the_range_is_taken_as_it_is(value: float) -> None:
-    assert settings.threshold(repr(value)) == value
-
-
-@given(st.floats().filter(lambda value: not 0 < value <= 2))
-def test_no_other_number_is_taken(value: float) -> None:
-    with pytest.raises(ArgumentTypeError, match="0.2" if value else "use 'off'"):
-        settings.threshold(repr(value))
-
-
 # ---- precedence ------------------------------------------------------------------------------------------------------
 
-ASKED = st.one_of(st.none(), st.sampled_from(["auto", "off"]), st.floats(0.01, 2))
+#: A text of every kind, as it is written in a record.
+TEXTS = ("0.2", "2", "1.5x", "dualcache:aggressive", "dualcache:F=2,B=1,rdt=0.1", "seacache:0.3", "2x+quadratic")
+ASKED = st.none() | st.sampled_from(["auto", "off", *TEXTS])
 
 
-@given(option=ASKED, recorded=st.none() | st.floats(0.01, 2), environment=ASKED)
+def value_of(text: str | None) -> settings.Value | None:
+    return None if text is None else methods.parse(text)
+
+
+@given(option=ASKED, recorded=st.none() | st.sampled_from(TEXTS), environment=ASKED)
 def test_the_option_goes_over_the_file_and_the_file_over_the_environment(
-    option: object, recorded: float | None, environment: object, tmp_path_factory: pytest.TempPathFactory
+    option: str | None, recorded: str | None, environment: str | None, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    file = sidecar(tmp_path_factory.mktemp("sidecar"), steps=4, teacache_threshold=recorded)
-    text = None if environment is None else str(environment)
-    found = resolve(text, teacache=option, teacache_coefficients=None, config_from_metadata=file)
+    file = sidecar(tmp_path_factory.mktemp("sidecar"), steps=4, teacache_method=recorded)
+    found = resolve(environment, teacache=value_of(option), teacache_coefficients=None, config_from_metadata=file)
     winner = next((value for value in (option, recorded, environment) if value is not None), "off")
     if winner == "off":
         assert found is None
         return
     assert found is not None
-    assert found.threshold == (None if winner == "auto" else pytest.approx(winner))
+    assert found.method == (None if winner == "auto" else methods.parse(winner))
     origin = "--teacache" if option is not None else f"-C {file}" if recorded is not None else "MFLUX_TEACACHE"
     assert found.origin == origin
     assert found.explicit is (origin != "MFLUX_TEACACHE"), "only the environment asks for everything that can"
+
+
+@pytest.mark.parametrize("option", ["teacache", "dualcache", "seacache"])
+def test_each_option_asks_for_its_method_and_goes_over_the_environment(option: str) -> None:
+    method = methods.parse("seacache:0.3")
+    found = resolve("0.2", **{option: method})
+    assert found == settings.Settings(method, f"--{option}", True)
+
+
+@pytest.mark.parametrize("pair", [("teacache", "dualcache"), ("teacache", "seacache"), ("dualcache", "seacache")])
+def test_two_methods_at_once_are_refused(pair: tuple[str, str]) -> None:
+    with pytest.raises(ConflictError) as error:
+        resolve(**{option: methods.parse("1.5x") for option in pair})
+    assert str(error.value) == f"error: --{pair[0]} and --{pair[1]} are two methods\n  hint: ask for one of them"
+
+
+def test_a_forecast_goes_over_the_methods_own_and_asks_for_the_cache_by_itself() -> None:
+    found = resolve(teacache=methods.parse("2x+quadratic"), teacache_forecast="reuse")
+    assert found is not None and found.method == methods.parse("2x+reuse")
+    assert resolve(teacache_forecast="linear") == settings.Settings(
+        None, "--teacache-forecast", True, forecast="linear"
+    )
+    assert resolve(teacache="off", teacache_forecast="linear") is None
 
 
 def test_nothing_and_an_empty_variable_ask_for_nothing() -> None:
@@ -80,15 +81,17 @@ def test_nothing_and_an_empty_variable_ask_for_nothing() -> None:
 
 def test_a_coefficient_file_asks_for_the_cache() -> None:
     found = resolve("off", teacache=None, teacache_coefficients=Path("mine.toml"))
-    assert found == settings.Settings(None, "--teacache", True, Path("mine.toml"))
+    assert found == settings.Settings(None, "--teacache-coefficients", True, coefficients=Path("mine.toml"))
     assert resolve(teacache="off", teacache_coefficients=Path("mine.toml")) is None
 
 
 def test_python_scripts_have_the_environment_only() -> None:
-    assert settings.resolve(None, {"MFLUX_TEACACHE": "0.3"}) == settings.Settings(0.3, "MFLUX_TEACACHE", False)
+    assert settings.resolve(None, {"MFLUX_TEACACHE": "0.3"}) == settings.Settings(
+        methods.TeaCache(0.3), "MFLUX_TEACACHE", False
+    )
 
 
-@pytest.mark.parametrize("text", ["0", "-1", "3", "nan", "abc", "on", "1e999"])
+@pytest.mark.parametrize("text", ["0", "-1", "3", "nan", "abc", "on", "1e999", "1x", "dualcache:F=0"])
 def test_a_bad_environment_names_the_variable_and_the_mend(text: str) -> None:
     with pytest.raises(SettingsError) as error:
         resolve(text)
@@ -99,59 +102,72 @@ def test_a_bad_environment_names_the_variable_and_the_mend(text: str) -> None:
 # ---- the -C file -----------------------------------------------------------------------------------------------------
 
 
-def test_the_file_repeats_threshold_variant_numbers_and_coefficients(tmp_path: Path) -> None:
-    keys = {"threshold": 0.3, "variant": "flux1-dev", "numbers": "0123456789ab", "coefficients": "/some/mine.toml"}
+@pytest.mark.parametrize("text", TEXTS)
+def test_the_file_repeats_method_variant_numbers_and_coefficients(text: str, tmp_path: Path) -> None:
+    keys = {"method": text, "variant": "flux1-dev", "numbers": "0123456789ab", "coefficients": "/some/mine.toml"}
     file = sidecar(tmp_path, **{f"teacache_{key}": value for key, value in keys.items()})
     found = resolve(config_from_metadata=file)
     assert found == settings.Settings(
-        0.3, f"-C {file}", True, Path("/some/mine.toml"), variant="flux1-dev", numbers="0123456789ab"
+        methods.parse(text),
+        f"-C {file}",
+        True,
+        coefficients=Path("/some/mine.toml"),
+        variant="flux1-dev",
+        numbers="0123456789ab",
     )
+
+
+def test_a_file_of_a_run_without_a_variant_asks_for_none(tmp_path: Path) -> None:
+    found = resolve(config_from_metadata=sidecar(tmp_path, teacache_method="1.5x", teacache_variant=""))
+    assert found is not None
+    assert found.variant == "", "and not for the one that would match by now"
 
 
 def test_a_file_of_a_plain_run_asks_for_nothing(tmp_path: Path) -> None:
     assert resolve(config_from_metadata=sidecar(tmp_path, steps=4)) is None
 
 
-JUNK = st.one_of(
+def _names_a_method(text: str) -> bool:
+    try:
+        methods.parse(text)
+    except ArgumentTypeError:
+        return False
+    return True
+
+
+NO_TEXT = st.one_of(
     st.booleans(),
+    st.floats(),
+    st.integers(),
     st.lists(st.floats(0.1, 1), max_size=2),
     st.dictionaries(st.text(), st.integers(), max_size=2),
-    st.text().filter(lambda text: text not in ("auto", "off") and not _is_a_threshold(text)),
-    st.floats().filter(lambda value: not 0 < value <= 2),
 )
 
 
-def _is_a_threshold(text: str) -> bool:
-    try:
-        return 0 < float(text) <= 2
-    except ValueError:
-        return False
-
-
-@given(value=JUNK)
-def test_a_junk_threshold_in_the_file_names_file_and_key(
-    value: object, tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    file = sidecar(tmp_path_factory.mktemp("sidecar"), teacache_threshold=value)
+@given(value=NO_TEXT | st.text().filter(lambda text: not _names_a_method(text)))
+def test_a_junk_method_in_the_file_names_file_and_key(value: object, tmp_path_factory: pytest.TempPathFactory) -> None:
+    file = sidecar(tmp_path_factory.mktemp("sidecar"), teacache_method=value)
     with pytest.raises(SettingsError) as error:
         resolve(config_from_metadata=file)
-    assert error.value.error.startswith(f"{file}: teacache_threshold: ")
-    assert "--teacache" in str(error.value.hint)
+    assert error.value.error.startswith(f"{file}: teacache_method: ")
+    if isinstance(value, str):
+        assert f"'{value}'" in error.value.error
+        assert "--teacache" in str(error.value.hint)
 
 
-@pytest.mark.parametrize("key", ["teacache_variant", "teacache_numbers", "teacache_coefficients"])
+@pytest.mark.parametrize("key", ["teacache_method", "teacache_variant", "teacache_numbers", "teacache_coefficients"])
 @pytest.mark.parametrize("value", [3, 0.5, True, ["flux1-dev"], {"id": "flux1-dev"}])
-def test_a_junk_text_in_the_file_names_file_and_key(key: str, value: object, tmp_path: Path) -> None:
-    file = sidecar(tmp_path, **{"teacache_threshold": 0.2, key: value})
+def test_what_is_no_text_in_the_file_names_file_and_key(key: str, value: object, tmp_path: Path) -> None:
+    file = sidecar(tmp_path, **{"teacache_method": "0.2", key: value})
     with pytest.raises(SettingsError) as error:
         resolve(config_from_metadata=file)
-    assert error.value.error.startswith(f"{file}: {key}: ")
+    assert error.value.error == f"{file}: {key}: {value!r} is not a string"
     assert error.value.hint == f"remove {key} from the file"
 
 
 def test_the_option_goes_over_a_broken_file(tmp_path: Path) -> None:
-    file = sidecar(tmp_path, teacache_threshold="broken")
+    file = sidecar(tmp_path, teacache_method="broken")
     assert resolve(teacache="off", config_from_metadata=file) is None
-    found = resolve(teacache=0.4, config_from_metadata=file)
+    found = resolve(teacache=methods.TeaCache(0.4), config_from_metadata=file)
     assert found is not None
-    assert math.isclose(found.threshold or 0, 0.4)
+    assert found.method == methods.TeaCache(0.4)

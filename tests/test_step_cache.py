@@ -5,9 +5,9 @@ import pytest
 from mlx import nn
 from mlx.utils import tree_flatten
 
-from mflux_teacache_plugin.caching.gate import Verdict
+from mflux_teacache_plugin.caching.gate import Run, Verdict, relative_change
 from mflux_teacache_plugin.caching.stats import Generation
-from mflux_teacache_plugin.caching.step_cache import StepCache, relative_change
+from mflux_teacache_plugin.caching.step_cache import PredictionCache, StepCache
 from mflux_teacache_plugin.caching.taps import TappedForward, TapPoints, Taps, swap_call
 
 WIDTH = 8
@@ -43,7 +43,7 @@ POINTS = TapPoints(blocks=("blocks",), signal="blocks.0.attn", signal_argument="
 
 
 class Scripted:
-    """A gate that skips as told and counts what it was asked."""
+    """A gate that skips as told, for as long as it is told, and counts what it was asked."""
 
     def __init__(self, *skips, forget=False):
         self.skips = list(skips)
@@ -51,8 +51,10 @@ class Scripted:
         self.changes = []
         self.resets = 0
 
-    def __call__(self, change):
-        self.changes.append(change)
+    def __call__(self, step, change):
+        if not self.skips:
+            return Verdict(skip=False, reason="not told")
+        self.changes.append(change())
         return Verdict(skip=self.skips.pop(0), reason="told so", forget=self.forget)
 
     def reset(self):
@@ -76,6 +78,15 @@ def taps(transformer):
 
 def latents(seed, tokens=5):
     return mx.random.normal((1, tokens, 4), key=mx.random.key(seed))
+
+
+def schedule(steps):
+    """A run of so many steps, whose σ fall evenly."""
+    return Run(tuple(1 - step / steps for step in range(steps)))
+
+
+def a_cache(gate, steps, order=0, **more):
+    return StepCache(gate, schedule(steps), order, Generation(steps), **more)
 
 
 def run_steps(cache, forward, inputs):
@@ -116,7 +127,7 @@ def test_a_wrong_tap_point_fails_before_anything_is_swapped(transformer):
 @pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.compiles)])
 def test_a_skipped_step_with_unchanged_inputs_is_the_full_step(transformer, taps, compiled):
     x = latents(1)
-    cache = StepCache(Scripted(True), record=Generation(3))
+    cache = a_cache(Scripted(True), 3)
     forward = TappedForward(taps, transformer, compiled)
     first, skipped, last = run_steps(cache, forward, [x, x, x])
     assert [decision.skipped for decision in cache.record.decisions] == [False, True, False]
@@ -128,16 +139,14 @@ def test_computing_only_is_bit_identical_to_the_plain_forward(transformer):
     inputs = [latents(seed) for seed in range(4)]
     plain = [transformer(x) for x in inputs]
     taps = Taps(transformer, POINTS)
-    outputs = run_steps(
-        StepCache(Scripted(False, False), record=Generation(4)), TappedForward(taps, transformer), inputs
-    )
+    outputs = run_steps(a_cache(Scripted(False, False), 4), TappedForward(taps, transformer), inputs)
     assert all(mx.array_equal(a, b) for a, b in zip(plain, outputs, strict=True))
 
 
 def test_the_signal_is_the_change_of_the_first_blocks_input(transformer, taps):
     inputs = [latents(seed) for seed in range(3)]
     gate = Scripted(False)
-    run_steps(StepCache(gate, record=Generation(3)), TappedForward(taps, transformer), inputs)
+    run_steps(a_cache(gate, 3), TappedForward(taps, transformer), inputs)
     first, second = (2 * transformer.embed(x) for x in inputs[:2])
     assert gate.changes == pytest.approx([(mx.abs(second - first).mean() / mx.abs(first).mean()).item()])
 
@@ -145,28 +154,68 @@ def test_the_signal_is_the_change_of_the_first_blocks_input(transformer, taps):
 def test_the_signal_is_refreshed_on_skipped_steps_too(transformer, taps):
     x, y = latents(1), latents(2)
     gate = Scripted(True, True)
-    run_steps(StepCache(gate, record=Generation(4)), TappedForward(taps, transformer), [x, y, y, y])
+    run_steps(a_cache(gate, 4), TappedForward(taps, transformer), [x, y, y, y])
     assert gate.changes[0] > 0 and gate.changes[1] == 0
 
 
-def test_first_and_last_steps_do_not_ask_the_gate_and_wait_for_nothing(transformer, taps):
-    gate = Scripted(True)
-    cache = StepCache(gate, record=Generation(6), guard=(3, 2))
-    run_steps(cache, TappedForward(taps, transformer), [latents(seed) for seed in range(6)])
-    reasons = [decision.reason for decision in cache.record.decisions]
-    assert reasons == ["first step"] * 3 + ["told so"] + ["last step"] * 2
-    assert len(gate.changes) == 1 and gate.resets == 5
+def test_the_first_step_does_not_ask_the_gate(transformer, taps):
+    gate = Scripted()
+    cache = a_cache(gate, 1)
+    run_steps(cache, TappedForward(taps, transformer), [latents(0)])
+    assert [decision.reason for decision in cache.record.decisions] == ["first step"]
+    assert not gate.changes and gate.resets == 1
 
 
-@pytest.mark.parametrize("steps", [1, 2])
-def test_two_or_fewer_steps_skip_nothing(transformer, taps, steps):
-    cache = StepCache(Scripted(), record=Generation(steps))
-    run_steps(cache, TappedForward(taps, transformer), [latents(0)] * steps)
-    assert cache.record.skipped == 0 and cache.record.computed == steps
+def test_a_step_whose_signal_the_gate_leaves_alone_waits_for_nothing(transformer, taps, monkeypatch):
+    monkeypatch.setattr("mflux_teacache_plugin.caching.step_cache.relative_change", None)  # to call it would fail
+    cache = a_cache(Scripted(), 3)
+    run_steps(cache, TappedForward(taps, transformer), [latents(seed) for seed in range(3)])
+    assert cache.record.fault is None and cache.record.computed == 3
+    assert [decision.change for decision in cache.record.decisions] == [None] * 3
+
+
+def test_what_is_compared_is_what_look_makes_of_signal_and_sigma(transformer, taps):
+    seen = []
+
+    def look(signal, sigma):
+        seen.append(sigma)
+        return mx.full((1,), 1 + sigma)
+
+    gate = Scripted(True, False)
+    cache = a_cache(gate, 4, look=look)
+    run_steps(cache, TappedForward(taps, transformer), [latents(seed) for seed in range(3)])
+    assert seen == [1, 0.75, 0.5]
+    assert gate.changes == pytest.approx([0.25 / 2, 0.25 / 1.75])
+
+
+def test_a_skipped_step_gets_the_forecast_of_the_residuals(transformer, taps):
+    """Of residuals that grow evenly, linear forecasts the next one, and reuse the last."""
+
+    class Growing(Block):
+        def __call__(self, hidden):
+            return hidden + self.scale + 0 * self.attn(hidden)  # whose input is the signal
+
+    x = latents(0)
+    answers = {}
+    for order in (0, 1):
+        cache = a_cache(Scripted(False, True), 4, order=order)
+        forward = TappedForward(taps, transformer)
+        for block in transformer.blocks:
+            block.__class__ = Growing
+        for step in range(3):
+            for block in transformer.blocks:
+                block.scale = mx.arange(WIDTH, dtype=mx.float32) * step
+            answers[order, step] = cache.run(forward, x)
+            truth = transformer(x)
+            cache.end_step()
+        assert [decision.skipped for decision in cache.record.decisions] == [False, False, True]
+        assert cache.record.fault is None
+    assert mx.allclose(answers[1, 2], truth, atol=1e-5)
+    assert mx.allclose(answers[0, 2], answers[0, 1], atol=1e-5) and not mx.allclose(answers[0, 2], truth, atol=1e-2)
 
 
 def test_a_changed_shape_computes_and_starts_anew(transformer, taps):
-    cache = StepCache(Scripted(True), record=Generation(4))
+    cache = a_cache(Scripted(True), 4)
     inputs = [latents(0), latents(0, tokens=7), latents(1, tokens=7), latents(2, tokens=7)]
     outputs = run_steps(cache, TappedForward(taps, transformer), inputs)
     assert [decision.skipped for decision in cache.record.decisions] == [False, False, True, False]
@@ -175,7 +224,7 @@ def test_a_changed_shape_computes_and_starts_anew(transformer, taps):
 
 
 def test_forgetting_computes_the_next_step_as_well(transformer, taps):
-    cache = StepCache(Scripted(False, forget=True), record=Generation(5))
+    cache = a_cache(Scripted(False, forget=True), 5)
     run_steps(cache, TappedForward(taps, transformer), [latents(seed) for seed in range(3)])
     assert [decision.reason for decision in cache.record.decisions[1:]] == ["told so", "nothing that fits is kept"]
 
@@ -183,7 +232,7 @@ def test_forgetting_computes_the_next_step_as_well(transformer, taps):
 def test_two_branches_share_a_decision_and_keep_a_residual_each(transformer, taps):
     cond, uncond = latents(1), latents(2)
     gate = Scripted(True)
-    cache = StepCache(gate, record=Generation(3), branches=2)
+    cache = a_cache(gate, 3, branches=2)
     forward = TappedForward(taps, transformer)
     for _ in range(3):
         outputs = [cache.run(forward, cond), cache.run(forward, uncond)]
@@ -200,7 +249,7 @@ def test_two_branches_in_one_call_are_as_two_calls(transformer, taps):
         return b + 4 * (a - b)
 
     cond, uncond = latents(1), latents(2)
-    cache = StepCache(Scripted(True), record=Generation(3), branches=2)
+    cache = a_cache(Scripted(True), 3, branches=2)
     forward = TappedForward(taps, both)
     outputs = []
     for _ in range(3):
@@ -212,7 +261,7 @@ def test_two_branches_in_one_call_are_as_two_calls(transformer, taps):
 
 @pytest.mark.parametrize("branches", [1, 2])
 def test_more_calls_than_branches_stand_aside_without_costing_the_output(transformer, taps, branches):
-    cache = StepCache(Scripted(), record=Generation(4), branches=branches)
+    cache = a_cache(Scripted(), 4, branches=branches)
     forward = TappedForward(taps, transformer)
     x = latents(3)
     outputs = [cache.run(forward, x) for _ in range(branches + 1)]
@@ -227,22 +276,22 @@ def test_a_transformer_whose_blocks_change_the_width_stands_aside(transformer, t
 
     for block in transformer.blocks[:1]:
         block.__class__ = Doubling
-    cache = StepCache(Scripted(), record=Generation(3))
+    cache = a_cache(Scripted(), 3)
     output = cache.run(TappedForward(taps, transformer), latents(0))
     assert "without" in cache.record.fault and output.shape == (1, 10, 4)
 
 
 def test_an_error_of_the_model_is_the_models(transformer, taps):
-    cache = StepCache(Scripted(), record=Generation(3))
+    cache = a_cache(Scripted(), 3)
     with pytest.raises(ValueError):
         cache.run(TappedForward(taps, transformer), mx.zeros((1, 5, 3)))
 
 
 def test_the_residual_keeps_the_models_dtype_and_the_change_is_reduced_in_float32(transformer, taps):
     transformer.set_dtype(mx.bfloat16)
-    cache = StepCache(Scripted(False), record=Generation(3))
+    cache = a_cache(Scripted(False), 3)
     cache.run(TappedForward(taps, transformer), latents(0).astype(mx.bfloat16))
-    assert {residual.dtype for residual in cache._residuals.values()} == {mx.bfloat16}
+    assert [array.dtype for array in cache.kept()[:-1]] == [mx.bfloat16]
     current, previous = mx.full((100_000,), 1.0, mx.bfloat16), mx.full((100_000,), 2.0, mx.bfloat16)
     assert relative_change(current, previous) == 0.5  # a bfloat16 sum of as many ones would stop at 256
 
@@ -260,3 +309,76 @@ def test_swapping_a_call_is_undone_in_any_class(transformer):
     undo()
     transformer(x)
     assert len(seen) == 1 and type(transformer.embed) is nn.Linear
+
+
+# ---- the cache that keeps what a step's calls return -----------------------------------------------------------------
+
+
+def predictions(gate, steps, order=0, **more):
+    return PredictionCache(gate, schedule(steps), order, Generation(steps), **more)
+
+
+class Counted:
+    """What a step calls: its n-th answer is n everywhere."""
+
+    def __init__(self):
+        self.calls = 0
+
+    def __call__(self, *_):
+        self.calls += 1
+        return mx.full((2,), float(self.calls))
+
+
+class Told:
+    """A gate that skips these steps, and must not be shown a signal."""
+
+    def __init__(self, *skipped):
+        self.skipped = skipped
+
+    def __call__(self, step, change):
+        return Verdict(skip=step in self.skipped, reason="told so")
+
+    def reset(self):
+        pass
+
+
+@pytest.mark.parametrize("calls", [1, 2])
+def test_a_skipped_step_calls_nothing_and_each_call_gets_its_own_prediction(calls):
+    forward, cache = Counted(), predictions(Told(1, 2), 4)
+    answers = []
+    for _ in range(4):
+        answers.append([cache.run(forward).tolist()[0] for _ in range(calls)])
+        cache.end_step()
+    first, last = list(range(1, calls + 1)), list(range(calls + 1, 2 * calls + 1))
+    assert answers == [first, first, first, last]
+    assert forward.calls == 2 * calls
+    assert [decision.skipped for decision in cache.record.decisions] == [False, True, True, False]
+
+
+def test_a_linear_forecast_goes_on_along_sigma():
+    forward, cache = Counted(), predictions(Told(2), 4, order=1)
+    answers = []
+    for _ in range(4):
+        answers.append(cache.run(forward).tolist()[0])
+        cache.end_step()
+    assert answers == pytest.approx([1, 2, 3, 3])
+
+
+def test_a_condition_that_changed_is_computed():
+    forward, cache = Counted(), predictions(Told(1, 2, 3), 4, condition=0)
+    prompt, other = mx.zeros(1), mx.zeros(1)
+    answers = []
+    for condition in (prompt, prompt, other, other):
+        answers.append(cache.run(forward, condition).tolist()[0])
+        cache.end_step()
+    assert answers == [1, 1, 2, 2]
+    assert [decision.reason for decision in cache.record.decisions][2] == "nothing that fits is kept"
+
+
+def test_a_gate_that_asks_for_a_signal_where_there_is_none_costs_the_gain():
+    forward, cache = Counted(), predictions(Scripted(True), 2)
+    for _ in range(2):
+        cache.run(forward)
+        cache.end_step()
+    assert forward.calls == 2
+    assert "signal" in cache.record.fault

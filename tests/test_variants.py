@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from mflux_teacache_plugin import catalog as catalog_module
 from mflux_teacache_plugin.catalog import Catalog, Entry, ModelIdentity, load_catalog
 from mflux_teacache_plugin.errors import TeaCacheError, UnsupportedModelError, VariantFileError
-from mflux_teacache_plugin.variants import Guard, Provenance, Variant, read_variant
+from mflux_teacache_plugin.variants import Guard, Profile, Provenance, StepList, Variant, read_variant
 
 GOOD = {
     "schema": 1,
@@ -28,6 +28,8 @@ GOOD = {
     "weights_licence": "Apache-2.0",
     "provenance": {"source": "made up for a test"},
 }
+
+PROFILE = {"sigma": [1, 0.5, 0], "change": [0, 1, 2]}
 
 
 def to_toml(table: dict) -> str:
@@ -72,13 +74,8 @@ def test_defaults(tmp_path: Path) -> None:
     path = write(tmp_path)
     found = read_variant(path)
     assert found == variant()
-    assert (found.related, found.range, found.guard, found.distilled, found.gate) == (
-        (),
-        None,
-        Guard(),
-        False,
-        "teacache",
-    )
+    assert (found.related, found.range, found.guard, found.distilled) == ((), None, Guard(), False)
+    assert (found.profile, found.step_lists, found.recommended) == (None, (), None)
     assert found.provenance == Provenance(source="made up for a test")
     assert found.path == path
 
@@ -89,7 +86,9 @@ def test_all_keys(tmp_path: Path) -> None:
         "range": [0, 1],
         "guard": {"first": 2},
         "distilled": True,
-        "gate": "my-gate",
+        "recommended": " 2x+linear ",
+        "profile": {"sigma": [1, 0.5, 0], "change": [0, 0.4, 0.4]},
+        "step_lists": [{"steps": 8, "computed": "0-2, 5,7"}, {"steps": 3, "computed": [0, 2]}],
         "provenance": {
             "source": " a paper ",
             "recipe": "r",
@@ -101,11 +100,20 @@ def test_all_keys(tmp_path: Path) -> None:
     }
     found = read_variant(write(tmp_path, **everything))
     assert (found.related, found.range, found.guard) == (("me/sibling",), (0.0, 1.0), Guard(first=2, last=1))
-    assert (found.distilled, found.gate) == (True, "my-gate")
+    assert (found.distilled, found.recommended) == (True, "2x+linear")
+    assert found.profile == Profile(sigma=(1.0, 0.5, 0.0), change=(0.0, 0.4, 0.4))
+    assert found.step_lists == (StepList(steps=8, computed=(0, 1, 2, 5, 7)), StepList(steps=3, computed=(0, 2)))
     assert found.provenance == Provenance(
         source="a paper", recipe="r", date="2026-01-31", r2=-496.0, fitted=True, notes="n"
     )
     assert all(isinstance(number, float) for number in (*found.polynomial, *found.range, found.provenance.r2))
+
+
+def test_a_file_may_have_only_a_profile(tmp_path: Path) -> None:
+    profile = {"sigma": [1.0, 0.1], "change": [0.0, 2.0]}
+    found = read_variant(write(tmp_path, polynomial=None, threshold=None, profile=profile))
+    assert (found.polynomial, found.threshold) == (None, None)
+    assert found.profile == Profile(sigma=(1.0, 0.1), change=(0.0, 2.0))
 
 
 BAD_VALUES = [
@@ -124,7 +132,7 @@ BAD_VALUES = [
     ({"models": "me/x"}, 'models: expected a list of names, got "me/x" (string); write models = ["me/my-finetune"]'),
     ({"models": ["me/x", 2]}, "models[1]: expected text, got 2 (integer)"),
     ({"related": {"a": 1}}, "related: expected a list of names, got table of 1"),
-    ({"polynomial": None}, "polynomial: missing; add polynomial = [0.0, 0.0, 0.0, 1.0, 0.0]"),
+    ({"polynomial": None}, "polynomial: missing, though there is a threshold; give both or neither"),
     ({"polynomial": [1.0, 2.0]}, "polynomial: expected 5 numbers, got array of 2; give the coefficients of x^4, x^3"),
     ({"polynomial": 1.0}, "polynomial: expected 5 numbers, got 1.0 (number)"),
     (
@@ -143,7 +151,7 @@ BAD_VALUES = [
     ({"range": [0.1, 0.1]}, "range: expected 0 <= low < high"),
     ({"range": [-0.1, 0.1]}, "range: expected 0 <= low < high"),
     ({"range": [0.1, math.inf]}, "range[1]: expected a finite number, got inf (number)"),
-    ({"threshold": None}, "threshold: missing; add threshold = 0.2"),
+    ({"threshold": None}, "threshold: missing, though there is a polynomial; give both or neither"),
     ({"threshold": 0}, "threshold: 0.0 is outside 0 < threshold <= 2; most models want 0.1 to 0.4"),
     ({"threshold": -0.1}, "threshold: -0.1 is outside"),
     ({"threshold": 2.01}, "threshold: 2.01 is outside"),
@@ -156,7 +164,37 @@ BAD_VALUES = [
     ({"guard": {"last": True}}, "guard.last: expected a whole number of steps"),
     ({"guard": {"frist": 1}}, "guard.frist: unknown key; did you mean first?"),
     ({"distilled": 1}, "distilled: expected true or false, got 1 (integer); write it without quotes"),
-    ({"gate": ""}, 'gate: expected text, got "" (string)'),
+    ({"recommended": ""}, 'recommended: expected text, got "" (string)'),
+    ({"recommended": 2}, "recommended: expected text, got 2 (integer)"),
+    ({"profile": [1, 2]}, "profile: expected a table, got array of 2; write its keys in a section [profile]"),
+    ({"profile": {"sigma": [1, 0]}}, "profile.change: missing; add change = [0.0, 0.4, 0.9, 1.8]"),
+    ({"profile": {"change": [0, 1]}}, "profile.sigma: missing; add sigma = [1.0, 0.9, 0.5, 0.02]"),
+    ({"profile": {**PROFILE, "sigma": "1"}}, 'profile.sigma: expected a list of numbers, got "1" (string); give the σ'),
+    ({"profile": {**PROFILE, "sigma": []}}, "profile.sigma: expected a list of numbers, got array of 0"),
+    ({"profile": {"sigma": [1], "change": [0]}}, "profile.sigma: expected at least two numbers between 0 and 1"),
+    ({"profile": {**PROFILE, "sigma": [1, 1, 0]}}, "profile.sigma: expected at least two numbers between 0 and 1 that"),
+    ({"profile": {**PROFILE, "sigma": [0, 0.5, 1]}}, "profile.sigma: expected at least two numbers between 0 and 1"),
+    ({"profile": {**PROFILE, "sigma": [1.1, 0.5, 0]}}, "profile.sigma: expected at least two numbers between 0 and 1"),
+    ({"profile": {**PROFILE, "sigma": [1, "x", 0]}}, 'profile.sigma[1]: expected a number, got "x" (string)'),
+    (
+        {"profile": {**PROFILE, "change": [0.1, 1, 2]}},
+        "profile.change: expected numbers that start at 0 and never fall",
+    ),
+    ({"profile": {**PROFILE, "change": [0, 2, 1]}}, "profile.change: expected numbers that start at 0 and never fall"),
+    ({"profile": {**PROFILE, "change": [0, 1]}}, "profile.change: 2 values for 3 of sigma; give as many of one"),
+    ({"profile": {**PROFILE, "sigmas": [1]}}, "profile.sigmas: unknown key; did you mean sigma?"),
+    ({"step_lists": {"steps": 5}}, "step_lists: expected an array of tables, got table of 1; write each in a section"),
+    ({"step_lists": [5]}, "step_lists[0]: expected a table, got 5 (integer)"),
+    ({"step_lists": [{"steps": 5}]}, 'step_lists[0].computed: missing; add computed = "0-10,12,15,49"'),
+    (
+        {"step_lists": [{"steps": 5, "computed": "0,4"}, {"steps": 5, "computed": "0,3"}]},
+        "step_lists[1].computed: goes from 0 to 3; compute the first and the last of 5 steps, 0 and 4",
+    ),
+    ({"step_lists": [{"steps": 5, "computed": "1,4"}]}, "step_lists[0].computed: goes from 1 to 4; compute the first"),
+    *(
+        ({"step_lists": [{"steps": 5, "computed": steps}]}, "step_lists[0].computed: expected rising steps, got")
+        for steps in ("", "0,,4", "0-", "4-0", "0,2,2,4", "-1,4", "0,x,4", "0-99999999999", [0, 4.0], [4, 0], 4)
+    ),
     ({"weights_licence": None}, 'weights_licence: missing; add weights_licence = "Apache-2.0"'),
     ({"weights_license": "MIT"}, "weights_license: unknown key; did you mean weights_licence?"),
     (
@@ -263,18 +301,36 @@ def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
 names = st.text(st.characters(exclude_categories=["Cs"]), min_size=1).filter(str.strip)
 numbers = st.floats(allow_nan=False, allow_infinity=False)
 optional_names = st.none() | names
+rising_steps = st.sets(st.integers(1, 50), max_size=9)
+
+
+def a_profile(sigmas: set[float], changes: list[float]) -> Profile:
+    points = min(len(sigmas), len(changes) + 1)
+    return Profile(sigma=sorted(sigmas, reverse=True)[:points], change=[0.0, *sorted(changes)][:points])
+
+
+profiles = st.builds(
+    a_profile,
+    st.sets(st.floats(0, 1), min_size=2, max_size=9),
+    st.lists(st.floats(0, 99), min_size=1, max_size=8),
+)
+step_lists = st.builds(lambda some: StepList(steps=52, computed=(0, *sorted(some), 51)), rising_steps)
+thresholds = {
+    "polynomial": st.lists(numbers, min_size=5, max_size=5),
+    "threshold": st.floats(0, 2, exclude_min=True),
+}
 variants = st.builds(
     Variant,
     id=st.from_regex(r"[a-z0-9][a-z0-9.-]{0,30}", fullmatch=True),
     adapter=names,
     models=st.lists(names, min_size=1),
     related=st.lists(names),
-    polynomial=st.lists(numbers, min_size=5, max_size=5),
     range=st.none() | st.lists(st.floats(0, 1e300), min_size=2, max_size=2, unique=True).map(sorted),
-    threshold=st.floats(0, 2, exclude_min=True),
+    profile=st.none() | profiles,
+    step_lists=st.lists(step_lists, max_size=2),
+    recommended=optional_names,
     guard=st.builds(Guard, first=st.integers(1, 99), last=st.integers(1, 99)),
     distilled=st.booleans(),
-    gate=names,
     weights_licence=names,
     provenance=st.builds(
         Provenance,
@@ -285,7 +341,9 @@ variants = st.builds(
         fitted=st.booleans(),
         notes=optional_names,
     ),
+    **thresholds,
 )
+variants |= variants.map(lambda made: made.replace(polynomial=None, threshold=None))
 tmp_is_rewritten = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 
 
@@ -293,7 +351,7 @@ tmp_is_rewritten = settings(suppress_health_check=[HealthCheck.function_scoped_f
 @given(made=variants)
 def test_a_variant_survives_its_file(tmp_path: Path, made: Variant) -> None:
     def without_none(table: dict) -> dict:
-        return {k: without_none(v) if isinstance(v, dict) else v for k, v in table.items() if v is not None}
+        return {k: without_none(v) if isinstance(v, dict) else v for k, v in table.items() if v not in (None, ())}
 
     path = tmp_path / f"{made.id}.toml"
     path.write_text(to_toml({"schema": 1} | without_none(dataclasses.asdict(made))), encoding="utf-8")
@@ -348,10 +406,13 @@ def test_replace_checks_and_the_digest_follows_the_numbers_that_decide() -> None
         made.replace(polynomial=[0, 0, 0, 1, 0.1]),
         made.replace(range=None),
         made.replace(guard=Guard(first=2)),
-        made.replace(gate="other"),
+        made.replace(profile=Profile(sigma=(1, 0), change=(0, 1))),
+        made.replace(profile=Profile(sigma=(1, 0), change=(0, 2))),
+        made.replace(step_lists=[StepList(steps=3, computed=(0, 2))]),
     ]
     assert len({each.digest for each in [made, *changed]}) == len(changed) + 1
-    assert made.replace(id="other", models=["a"], distilled=True, polynomial=[-0.0, 0, 0, 1, 0]).digest == made.digest
+    assert made.replace(id="other", models=["a"], distilled=True, recommended="2x").digest == made.digest
+    assert made.replace(polynomial=[-0.0, 0, 0, 1, 0]).digest == made.digest
 
 
 def test_the_error_indents_what_has_several_lines() -> None:
@@ -446,10 +507,10 @@ def test_a_broken_file_is_an_error_whatever_comes_after(folders: dict[str, Path]
 
 
 def test_several_broken_files_in_one_error(folders: dict[str, Path]) -> None:
-    broken = [write(folders["user"], threshold=9), write(folders["package"], id="a", gate=1)]
+    broken = [write(folders["user"], threshold=9), write(folders["package"], id="a", recommended=1)]
     with pytest.raises(VariantFileError, match="2 problems with coefficient files") as caught:
         load_catalog()
-    for path, line in zip(broken, ("threshold: 9.0 is outside", "gate: expected text"), strict=True):
+    for path, line in zip(broken, ("threshold: 9.0 is outside", "recommended: expected text"), strict=True):
         assert f"{path} is not a usable" in str(caught.value)
         assert line in str(caught.value)
 

@@ -14,7 +14,7 @@ from mflux_teacache_plugin.measure import files, metrics, results, runs, series,
 from mflux_teacache_plugin.measure.ledger import Ledger
 from mflux_teacache_plugin.measure.series import Case, Shot
 from mflux_teacache_plugin.measure.suite import Suite
-from mflux_teacache_plugin.settings import OFF
+from mflux_teacache_plugin.methods import OFF
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,6 +35,7 @@ def run(args: argparse.Namespace) -> int:
     ledger = Ledger(out, pictures, shards.world().rank)
     if args.fresh:
         ledger.forget()
+        shards.wait()
     cases = wanted.cases()
     items = [(repetition, case) for repetition in range(wanted.repetitions) for case in cases]
     with shards.stoppable():
@@ -80,7 +81,7 @@ def _tell(
     """Write and print everything."""
     pictures = out / "pictures"
     near = series.similarities(shots, cases, pictures)
-    rows = results.rows(cases, shots, near, series.rivalries(shots, cases, pictures))
+    rows = results.rows(cases, shots, near, series.near_whole(shots, cases, pictures))
     table = {"suite": asdict(wanted), **results.as_table(cases, shots, near, rows)}
     files.write(out / "results.json", output.as_json(table))
     files.write(out / "results.csv", results.as_csv(rows))

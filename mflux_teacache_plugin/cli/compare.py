@@ -8,9 +8,9 @@ from pathlib import Path
 
 from mflux_teacache_plugin.cli import output
 from mflux_teacache_plugin.errors import SettingsError
-from mflux_teacache_plugin.measure import files, metrics, results, runs, series
+from mflux_teacache_plugin.measure import files, metrics, results, runs, series, shards
 from mflux_teacache_plugin.measure.series import Case
-from mflux_teacache_plugin.settings import OFF
+from mflux_teacache_plugin.methods import OFF
 
 #: The seed where the command gives none: mflux's own would be another one in each process.
 SEED = 42
@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=runs.setting,
         required=True,
         metavar="SETTING",
-        help="what --teacache takes, such as: off 0.1 0.2 auto; plain mflux is always made",
+        help="what --teacache takes, such as: 0.1 0.2 2x dualcache:aggressive; plain mflux is made in any case",
     )
     parser.add_argument("--out", type=Path, default=Path("comparison"), metavar="FOLDER", help="default: comparison")
     output.add_format(parser)
@@ -39,6 +39,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    if not shards.leads():
+        return 0  # one picture is not shared out
     metrics.require()
     command = runs.Command.of(args.command)
     settings = tuple(setting for setting in dict.fromkeys(args.settings) if setting != OFF)
@@ -68,5 +70,18 @@ def _case(command: runs.Command, settings: tuple[str, ...]) -> Case:
     seeds: list[int] = facts["seed"] if any(word.split("=")[0] in _SEEDED for word in command.options) else [SEED]
     if len(seeds) > 1:
         raise SettingsError("the command has several seeds", hint="give one --seed; `mflux-teacache bench` takes many")
-    prompt, command = facts["prompt"] or command.name, command.with_options(seed=seeds[0])
+    prompt, command = facts["prompt"] or _read(facts["prompt_file"]), command.with_options(seed=seeds[0])
     return Case(str(seeds[0]), runs.described(facts), prompt, seeds[0], facts["steps"], settings, command)
+
+
+def _read(file: str | None) -> str:
+    """The prompt in mflux's `--prompt-file`, which it reads when the model is loaded; some commands need no prompt."""
+    if file is None:
+        return "no prompt"
+    try:
+        prompt = Path(file).read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"--prompt-file {file} cannot be read", cause=str(error)) from None
+    if not prompt:
+        raise SettingsError(f"--prompt-file {file} is empty", hint="write the prompt into it")
+    return prompt

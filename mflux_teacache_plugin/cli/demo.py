@@ -14,7 +14,7 @@ from mflux_teacache_plugin.errors import SettingsError
 from mflux_teacache_plugin.measure import files, metrics, results, runs, series
 from mflux_teacache_plugin.measure.runs import Command
 from mflux_teacache_plugin.measure.series import Case
-from mflux_teacache_plugin.settings import AUTO
+from mflux_teacache_plugin.methods import AUTO
 
 SIDE = 128  #: of the square pictures, in pixels; the model knows no other size
 

@@ -10,7 +10,7 @@ from mflux_teacache_plugin.measure.plots import Tile
 from mflux_teacache_plugin.measure.report import Shown
 from mflux_teacache_plugin.measure.results import Row
 from mflux_teacache_plugin.measure.series import Case, Shot
-from mflux_teacache_plugin.settings import OFF
+from mflux_teacache_plugin.methods import OFF
 
 Lines = list[tuple[str, list[Tile]]]
 
@@ -62,7 +62,7 @@ def write(
     if charts:
         plots.frontier(rows, charts[0])
         plots.bars(rows, charts[1])
-    if any(row.rival for row in rows):
+    if any(row.whole for row in rows):
         charts.append(out / "sizes.png")
         plots.sizes(rows, charts[-1])
     write_file(out / "report.html", report.html(title, about, rows, charts, shown))

@@ -39,7 +39,7 @@ class Ledger:
         self.found = 0  #: shots that were there already
 
     def forget(self) -> None:
-        """Begin anew."""
+        """Begin anew. Before any rank makes something: the files of all of them go."""
         self._known.clear()
         for file in self._folder.glob("runs*.jsonl"):
             file.unlink()

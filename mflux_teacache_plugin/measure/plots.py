@@ -17,7 +17,7 @@ from matplotlib.ticker import MaxNLocator
 from mflux_teacache_plugin.measure.files import write
 from mflux_teacache_plugin.measure.metrics import SAME_PSNR, Similarity, pixels
 from mflux_teacache_plugin.measure.results import Row
-from mflux_teacache_plugin.settings import OFF
+from mflux_teacache_plugin.methods import OFF
 
 plt.switch_backend("Agg")  # files only: needs no display
 
@@ -143,12 +143,12 @@ def frontier(rows: Sequence[Row], file: Path) -> None:
 
 def sizes(rows: Sequence[Row], file: Path) -> None:
     """Quantizations of one model and their settings in one chart: PSNR against the plain pictures of the first of them."""
-    models = list(dict.fromkeys(row.rival for row in rows if row.rival))
+    models = list(dict.fromkeys(row.whole for row in rows if row.whole))
     figure, axes = plt.subplots(1, len(models), figsize=(6 * len(models), 4), squeeze=False, layout="constrained")
     for axis, model in zip(axes[0], models, strict=True):
-        of_model = [row for row in rows if model in (row.group, row.rival)]
+        of_model = [row for row in rows if model in (row.group, row.whole)]
         for group in dict.fromkeys(row.group for row in of_model):
-            points = [(row, row.rival_quality if row.rival else row.quality) for row in of_model if row.group == group]
+            points = [(row, row.whole_quality if row.whole else row.quality) for row in of_model if row.group == group]
             known = [(row.cost.seconds, quality.psnr, row.setting) for row, quality in points if quality is not None]
             (dots,) = axis.plot(*zip(*(point[:2] for point in known), strict=True), "D", label=group)
             for x, y, setting in known:

@@ -18,7 +18,7 @@ from mflux_teacache_plugin import _startup
 from mflux_teacache_plugin.host.specs import hookimpl
 
 #: Of the parsed options, those that tell pictures apart.
-FACTS = ("model", "prompt", "seed", "steps", "guidance", "width", "height", "quantize", "image_strength")
+FACTS = ("model", "prompt", "prompt_file", "seed", "steps", "guidance", "width", "height", "quantize", "image_strength")
 
 
 class _Reached(BaseException):

@@ -10,7 +10,7 @@ from typing import Any
 from mflux_teacache_plugin.measure import machine
 from mflux_teacache_plugin.measure.metrics import Similarity, Summary, summarize
 from mflux_teacache_plugin.measure.series import Case, Shot
-from mflux_teacache_plugin.settings import OFF
+from mflux_teacache_plugin.methods import OFF
 
 #: From which worst SSIM on a picture counts as good enough to keep, and as good enough for a draft.
 FINAL, DRAFT = 0.95, 0.85
@@ -47,8 +47,8 @@ class Row:
         speedup: of the denoising loop, achieved; `ideal` is what the computed steps alone would give.
         quality: None for plain mflux, which is the reference.
         fewer, fewer_quality: plain mflux with as many steps as were computed.
-        rival: the group of the same model as its suite names it first, if this is another quantization of it.
-        rival_quality: against plain pictures of that one; None where there is none.
+        whole: the group of the whole model, if this one is quantized and the suite has both.
+        whole_quality: against plain pictures of the whole model; None where there are none.
         advice: in words.
     """
 
@@ -62,8 +62,8 @@ class Row:
     quality: Summary | None
     fewer: Cost | None
     fewer_quality: Summary | None
-    rival: str | None
-    rival_quality: Summary | None
+    whole: str | None
+    whole_quality: Summary | None
     advice: str
 
     @property
@@ -76,13 +76,13 @@ def rows(
     cases: Sequence[Case],
     shots: Sequence[Shot],
     near: Mapping[str, Similarity],
-    rivalries: Mapping[str, Similarity] | None = None,
+    near_whole: Mapping[str, Similarity] | None = None,
 ) -> list[Row]:
     """A row for each group and setting, in the order in which they were made.
 
     Args:
         near: of each picture, by file name, against its own plain one (`series.similarities`).
-        rivalries: against its rival's (`series.rivalries`).
+        near_whole: of each picture of a quantized model, against the whole model's (`series.near_whole`).
     """
     made: dict[tuple[str, str, int], list[Shot]] = {}
     for shot in shots:
@@ -92,11 +92,11 @@ def rows(
     for group in dict.fromkeys(group_of.values()):
         of_group = [case for case in cases if case.group == group]
         plain = [made[case.name, OFF, case.steps] for case in of_group]
-        rival = group_of.get(of_group[0].rival)
+        whole = group_of.get(of_group[0].whole)
         for setting in (OFF, *of_group[0].settings):
             cached = [made[case.name, setting, case.steps] for case in of_group]
             fewer = [made[case.name, OFF, each[0].run.fewer] for case, each in zip(of_group, cached, strict=True)]
-            found.append(_row(group, setting, plain, cached, fewer, near, rival, rivalries or {}))
+            found.append(_row(group, setting, plain, cached, fewer, near, whole, near_whole or {}))
     return found
 
 
@@ -107,15 +107,15 @@ def _row(
     cached: list[list[Shot]],
     fewer: list[list[Shot]],
     near: Mapping[str, Similarity],
-    rival: str | None,
-    rivalries: Mapping[str, Similarity],
+    whole: str | None,
+    near_whole: Mapping[str, Similarity],
 ) -> Row:
     """Of each way, the repetitions of every case."""
     cost, full = _cost(cached), _cost(plain)
     skipped = 1 - cost.computed / full.computed
     speedup, ideal = full.seconds / max(cost.seconds, 1e-9), full.computed / cost.computed
     quality, other = (summarize([near[each[0].file] for each in way]) for way in (cached, fewer))
-    against = summarize([rivalries[each[0].file] for each in cached]) if rival else None
+    against = summarize([near_whole[each[0].file] for each in cached]) if whole else None
     is_plain = setting == OFF
     return Row(
         group,
@@ -128,8 +128,8 @@ def _row(
         quality=None if is_plain else quality,
         fewer=None if is_plain else _cost(fewer),
         fewer_quality=None if is_plain else other,
-        rival=rival,
-        rival_quality=against,
+        whole=whole,
+        whole_quality=against,
         advice="the reference" if is_plain else _advice(skipped, speedup, quality, other),
     )
 
@@ -281,7 +281,7 @@ def flat(row: Row) -> dict[str, Any]:
     parts |= {"skipped": row.skipped, "speedup": row.speedup, "ideal": row.ideal, "of_ideal": row.efficiency}
     parts |= _figures("", Summary, row.quality)
     parts |= _figures("fewer_", Cost, row.fewer) | _figures("fewer_", Summary, row.fewer_quality)
-    parts |= {"rival": row.rival} | _figures("rival_", Summary, row.rival_quality)
+    parts |= {"whole": row.whole} | _figures("whole_", Summary, row.whole_quality)
     return {**parts, "advice": row.advice}
 
 

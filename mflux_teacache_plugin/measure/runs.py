@@ -13,7 +13,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
-from mflux_teacache_plugin import apply, methods, settings
+from mflux_teacache_plugin import apply, methods
 from mflux_teacache_plugin.errors import SettingsError, TeaCacheError, UnsupportedModelError
 
 #: Python with this package, in a process that no start-up file needs to have prepared. -P: nothing from the working folder.
@@ -70,7 +70,7 @@ class Run:
     Attributes:
         steps: the denoising steps that were asked for.
         computed: those that the transformer was computed for; not whole where parts of a step were.
-        skipped: those that were not.
+        skipped: those that were not; parts of a step count as such.
         seconds: of the denoising loop, as mflux counts them.
         wall: seconds of the whole process.
         memory: the process's peak, in bytes.
@@ -81,7 +81,7 @@ class Run:
 
     steps: int
     computed: float
-    skipped: int
+    skipped: float
     seconds: float
     wall: float
     memory: int
@@ -110,7 +110,7 @@ def check(command: Command, wanted: Sequence[str]) -> dict[str, Any]:
     Raises:
         UnsupportedModelError: the command cannot run so; the cause is what it says itself.
     """
-    further = [["--teacache", each] for each in (settings.OFF, *wanted)]
+    further = [["--teacache", each] for each in (methods.OFF, *wanted)]
     words = [*_PYTHON, f"{__package__}.probe", command.name, *command.options]
     done = subprocess.run(words, input=json.dumps(further), capture_output=True, text=True, env=_environment())
     if done.returncode != 0:
@@ -118,7 +118,7 @@ def check(command: Command, wanted: Sequence[str]) -> dict[str, Any]:
     answers: list[dict[str, Any]] = json.loads(done.stdout)
     for options, answer in zip(further, answers, strict=True):
         if "error" in answer:
-            asked = "" if options[1] == settings.OFF else f" with {' '.join(options)}"
+            asked = "" if options[1] == methods.OFF else f" with {' '.join(options)}"
             raise UnsupportedModelError(f"`{command}` cannot run{asked}", cause=answer["error"])
     return answers[0]
 

@@ -12,7 +12,7 @@ from tqdm import tqdm
 from mflux_teacache_plugin.measure import metrics, runs
 from mflux_teacache_plugin.measure.metrics import Similarity
 from mflux_teacache_plugin.measure.runs import Command, Run
-from mflux_teacache_plugin.settings import OFF
+from mflux_teacache_plugin.methods import OFF
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Case:
         group: cases of one group are summed up in one row for each setting.
         settings: what it is made with beside plain mflux.
         command: with prompt and seed, without steps and setting.
-        rival: the same picture by the model as its suite names it first, less or not quantized; "" for that one itself.
+        whole: the case of the same picture by the whole model, or the least quantized one; "" for that one itself.
     """
 
     name: str
@@ -34,7 +34,7 @@ class Case:
     steps: int
     settings: tuple[str, ...]
     command: Command
-    rival: str = ""
+    whole: str = ""
 
     @property
     def most_shots(self) -> int:
@@ -90,9 +90,9 @@ def similarities(shots: Sequence[Shot], cases: Sequence[Case], folder: Path) -> 
     return _against(shots, {case.name: case.name for case in cases}, cases, folder)
 
 
-def rivalries(shots: Sequence[Shot], cases: Sequence[Case], folder: Path) -> dict[str, Similarity]:
-    """Each picture of a case that has a rival, against the rival's plain one with all steps."""
-    return _against(shots, {case.name: case.rival for case in cases if case.rival}, cases, folder)
+def near_whole(shots: Sequence[Shot], cases: Sequence[Case], folder: Path) -> dict[str, Similarity]:
+    """Each picture of a quantized model against the plain one of the whole model, with all steps."""
+    return _against(shots, {case.name: case.whole for case in cases if case.whole}, cases, folder)
 
 
 def _against(
@@ -122,7 +122,7 @@ def counted(make: Maker, bar: tqdm) -> Maker:
     """`make`, with a tick of a tqdm bar for each shot, and what is being made written behind it."""
 
     def counting(case: Case, setting: str, steps: int, repetition: int) -> Shot:
-        bar.set_postfix_str(f"{case.name}: " + (f"plain, {steps} steps" if setting == OFF else setting))
+        bar.set_postfix_str(f"seed {case.seed}: " + (f"plain, {steps} steps" if setting == OFF else setting))
         shot = make(case, setting, steps, repetition)
         bar.update()
         return shot

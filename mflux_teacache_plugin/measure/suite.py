@@ -34,7 +34,7 @@ from mflux_teacache_plugin.errors import SettingsError, TeaCacheError
 from mflux_teacache_plugin.measure import runs
 from mflux_teacache_plugin.measure.runs import Command
 from mflux_teacache_plugin.measure.series import Case
-from mflux_teacache_plugin.settings import OFF
+from mflux_teacache_plugin.methods import OFF
 
 #: mflux's `--quantize`.
 BITS = (3, 4, 5, 6, 8)
@@ -155,11 +155,11 @@ class Suite:
                 facts = {**given, "steps": steps, "options": " ".join(recipe.command.options)}
                 largest = recipe.quantizations[0]
                 group = runs.described(facts)
-                rival = runs.described({**facts, "quantize": largest}) if bits != largest else None
+                whole = runs.described({**facts, "quantize": largest}) if bits != largest else None
                 for place, (prompt, seed) in pictures:
                     command = recipe.command.with_options(**given, prompt=prompt, seed=seed)
                     name = _name(group, place, seed)
-                    other = _name(rival, place, seed) if rival else ""
+                    other = _name(whole, place, seed) if whole else ""
                     found.append(Case(name, group, prompt, seed, steps, settings, command, other))
         return found
 

@@ -1,0 +1,122 @@
+"""What stands in for a skipped step: where a forecast is exact, and where it stays back."""
+
+import mlx.core as mx
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from mflux_teacache_plugin.caching.forecast import ORDERS, Forecast
+
+#: σ of three computed steps and of one that is skipped, evenly apart.
+FIRST, SECOND, THIRD, NEXT = 0.9, 0.7, 0.5, 0.3
+
+RESTS = (mx.array([1.0, -2.0, 0.5]), mx.array([3.0, 0.25, -1.0]), mx.array([-4.0, 2.0, 8.0]))
+
+
+def line(sigma):
+    return RESTS[0] + RESTS[1] * sigma
+
+
+def parabola(sigma):
+    return line(sigma) + RESTS[2] * sigma**2
+
+
+def learned(order, function, *sigmas):
+    forecast = Forecast(order)
+    for sigma in sigmas:
+        forecast.learn(sigma, function(sigma))
+    return forecast
+
+
+def near(a, b):
+    return bool(mx.allclose(a, b, rtol=1e-4, atol=1e-4))
+
+
+@pytest.mark.parametrize("sigmas", [(FIRST,), (FIRST, SECOND), (FIRST, SECOND, THIRD)])
+def test_reuse_returns_the_last_value(sigmas):
+    forecast = learned(0, parabola, *sigmas)
+    assert mx.array_equal(forecast.at(NEXT), parabola(sigmas[-1]))
+    assert len(forecast.kept) == 1
+
+
+@pytest.mark.parametrize("order", ORDERS.values())
+def test_after_one_value_every_order_reuses_it(order):
+    assert mx.array_equal(learned(order, line, FIRST).at(SECOND), line(FIRST))
+
+
+@pytest.mark.parametrize("order", [1, 2])
+@given(apart=st.floats(0.02, 0.3), share=st.floats(0.01, 1))
+def test_linear_and_quadratic_are_exact_on_a_line(order, apart, share):
+    forecast = learned(order, line, 0.95, 0.95 - apart, 0.95 - 2 * apart)
+    sigma = 0.95 - (2 + share) * apart
+    assert near(forecast.at(sigma), line(sigma))
+
+
+@given(share=st.floats(0.01, 1))
+def test_quadratic_is_exact_on_a_parabola_where_it_was_right_before(share):
+    forecast = learned(2, parabola, 0.95, 0.85, 0.75, 0.65)
+    sigma = 0.65 - share * 0.1
+    assert near(forecast.at(sigma), parabola(sigma))
+
+
+def test_linear_is_not_exact_on_a_parabola():
+    assert not near(learned(1, parabola, FIRST, SECOND).at(THIRD), parabola(THIRD))
+
+
+@pytest.mark.parametrize("order", [1, 2])
+def test_it_is_never_carried_further_than_its_points_lie_apart(order):
+    sigmas = (0.9, 0.8) if order == 1 else (0.9, 0.85, 0.8)
+    forecast = learned(order, line, *sigmas)
+    assert near(forecast.at(0.7), line(0.7)), "as far as the points lie apart"
+    assert mx.array_equal(forecast.at(0.69), line(0.8)), "and not a step further: the last value stands"
+
+
+@given(slope=st.floats(-5, 5), turn=st.floats(-5, 5))
+def test_it_goes_as_much_of_the_way_as_it_had_right_the_last_time(slope, turn):
+    """From 0 at σ 0.8 the line led to `slope`, and the truth was `turn`: so that share, between none and all of it."""
+    assume(abs(slope) > 0.1)
+    forecast = Forecast(1)
+    for sigma, value in ((0.9, -slope), (0.8, 0.0), (0.7, turn)):
+        forecast.learn(sigma, mx.array([value]))
+    trust = min(max(turn / slope, 0), 1)
+    assert near(forecast.at(0.6), mx.array([turn + trust * turn]))
+
+
+def test_after_it_was_wrong_it_reuses_and_after_it_was_right_it_trusts_again():
+    forecast = Forecast(1)
+    values = {0.9: 0.0, 0.8: 1.0, 0.7: 0.0}  # it would have been 2
+    for sigma, value in values.items():
+        forecast.learn(sigma, mx.array([value, value]))
+    assert mx.array_equal(forecast.at(0.6), mx.zeros(2))
+    forecast.learn(0.6, mx.full((2,), -1.0))  # as the line says
+    assert near(forecast.at(0.5), mx.full((2,), -2.0))
+
+
+@pytest.mark.parametrize("order", ORDERS.values())
+def test_another_shape_starts_anew(order):
+    forecast = learned(order, line, FIRST, SECOND)
+    other = mx.zeros((1, 4))
+    forecast.learn(THIRD, other)
+    assert forecast.shape == (1, 4)
+    assert mx.array_equal(forecast.at(NEXT), other)
+    assert [array.shape for array in forecast.kept] == [(1, 4)]
+
+
+@pytest.mark.parametrize("dtype", [mx.float16, mx.bfloat16, mx.float32])
+@pytest.mark.parametrize("order", ORDERS.values())
+def test_the_values_number_format_is_kept(order, dtype):
+    forecast = learned(order, lambda sigma: parabola(sigma).astype(dtype), 0.9, 0.8, 0.7, 0.6)
+    assert forecast.at(0.55).dtype == dtype
+    assert {array.dtype for array in forecast.kept if array.size > 1} == {dtype}
+
+
+@pytest.mark.parametrize("order", ORDERS.values())
+def test_no_more_is_kept_than_it_needs(order):
+    forecast = learned(order, line, *(1 - step / 10 for step in range(9)))
+    assert len([array for array in forecast.kept if array.size > 1]) == order + 1
+
+
+def test_nothing_is_known_before_the_first_value():
+    assert Forecast(1).shape is None and Forecast(1).kept == []
+    with pytest.raises(IndexError):
+        Forecast(1).at(0.5)

@@ -1,0 +1,71 @@
+"""What the frontier's benchmark makes of its rows; the pictures themselves are for the benchmark."""
+
+import sys
+from argparse import Namespace
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+
+
+@pytest.fixture(scope="module")
+def frontier():
+    sys.path.insert(0, str(BENCHMARKS))
+    try:
+        import frontier
+
+        yield frontier
+    finally:
+        sys.path.remove(str(BENCHMARKS))
+        for path in [path for path in sys.path if path.startswith(str(BENCHMARKS))]:
+            sys.path.remove(path)
+
+
+def rows(method, setting, computed, psnrs):
+    fixed = {"method": method, "setting": setting, "steps": 50, "guidance": 4.0, "computed": computed}
+    return [{**fixed, "pair": pair, "psnr": psnr, "ssim": 0.99} for pair, psnr in enumerate(psnrs)]
+
+
+ARGS = Namespace(shares=[0.5, 0.25], pairs=2, recommended="placed")
+
+
+def test_a_cell_has_the_nearest_setting_with_mean_and_worst(frontier):
+    made = rows("placed", "2x", 25, (50.0, 40.0)) + rows("placed", "1.7x", 29, (60.0, 50.0))
+    found = frontier.points(made, pictures=2)
+    assert "| placed | 45.0 / 40.0, .990 / .990 | – |" in frontier.table(found, ARGS)
+
+
+def test_another_share_is_said_and_a_far_one_left_out(frontier):
+    found = frontier.points(rows("DualCache", "a", 27.0, (30.0, 30.0)), pictures=2)
+    assert "| DualCache | 30.0 / 30.0, .990 / .990 at 54% | – |" in frontier.table(found, ARGS)
+
+
+def test_a_setting_that_lacks_pictures_is_left_out(frontier):
+    assert not frontier.points(rows("placed", "2x", 25, (50.0,)), pictures=2)
+
+
+def test_gains_are_over_the_same_share(frontier):
+    made = rows("placed", "2x", 25, (50.0, 40.0)) + rows(frontier.PLAIN, "25", 25, (44.0, 41.0))
+    text = frontier.table(frontier.points(made, pictures=2), ARGS)
+    assert "| 50 steps, guidance 4, over plain, fewer steps | +2.5 / -1.0 | – |" in text
+    assert "| 50 steps, guidance 4, over TeaCache | – | – |" in text
+
+
+def test_a_threshold_is_found_for_a_share(frontier):
+    steps, change = 50, 0.03  # of the demo model's polynomial, within its range
+    found = frontier.thresholds("TeaCache", steps, [[None, *[change] * (steps - 1)]], [0.75, 0.5, 0.35])
+    assert list(found) == [0.75, 0.5, 0.35]
+    assert sorted(found.values()) == list(found.values())
+    gate = frontier.gate_of("TeaCache", steps)(found[0.5])
+    computed = sum(not gate(step, lambda: change).skip for step in range(steps))
+    assert computed == pytest.approx(25, abs=2)
+
+
+def test_the_table_is_written_between_the_marks_only(frontier, tmp_path):
+    file = tmp_path / "page.md"
+    file.write_text("before\n<!-- frontier -->\nold\n<!-- end -->\nafter\n<!-- end -->\n")
+    frontier.write_table("new", file)
+    assert file.read_text() == "before\n<!-- frontier -->\n\nnew\n<!-- end -->\nafter\n<!-- end -->\n"
+    with pytest.raises(SystemExit, match="has no line"):
+        frontier.write_table("new", BENCHMARKS / "frontier.py")

@@ -1,0 +1,127 @@
+"""Placed steps against brute force, the expected changes against their sum, and the gate."""
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mflux_teacache_plugin.caching.placement import PlacedGate, budget, covers, expected_changes, fill, place
+
+CHANGES = st.lists(st.integers(0, 300).map(lambda hundredths: hundredths / 100), min_size=1, max_size=8)
+
+
+def costs(changes, computed):
+    """What accumulates from each computed step to the last one that reuses it."""
+    return [sum(changes[here : after - 1]) for here, after in itertools.pairwise(computed)]
+
+
+@st.composite
+def profiles(draw):
+    """σ falling and the change accumulated, as a coefficient file has them."""
+    knots = sorted(draw(st.sets(st.integers(0, 1000), min_size=2, max_size=9)), reverse=True)
+    rises = draw(st.lists(st.floats(0, 5), min_size=len(knots) - 1, max_size=len(knots) - 1))
+    return [knot / 1000 for knot in knots], [0.0, *np.cumsum(rises).tolist()]
+
+
+@given(CHANGES, st.data())
+def test_no_placement_accumulates_less_and_none_of_the_same_has_smaller_squares(changes, data):
+    steps = len(changes) + 1
+    count = data.draw(st.integers(2, steps))
+    placed = place(changes, count)
+    assert placed[0] == 0 and placed[-1] == steps - 1
+    assert len(placed) == count and list(placed) == sorted(set(placed))
+    others = [(0, *middle, steps - 1) for middle in itertools.combinations(range(1, steps - 1), count - 2)]
+    largest = min(max(costs(changes, other)) for other in others)
+    assert max(costs(changes, placed)) == pytest.approx(largest, abs=1e-6)
+    squares = min(
+        sum(np.square(costs(changes, other))) for other in others if max(costs(changes, other)) <= largest + 1e-9
+    )
+    assert sum(np.square(costs(changes, placed))) == pytest.approx(squares, abs=1e-6)
+
+
+def test_one_step_is_computed():
+    assert place([], 1) == (0,)
+
+
+def test_even_changes_are_placed_evenly():
+    assert place([1.0] * 8, 5) == (0, 2, 4, 6, 8)
+
+
+def test_where_much_changes_more_is_computed():
+    early = place([4.0, 4.0, 4.0, 0.1, 0.1, 0.1, 0.1, 0.1], 5)
+    assert early[:4] == (0, 1, 2, 3)
+    late = place([0.1, 0.1, 0.1, 0.1, 0.1, 4.0, 4.0, 4.0], 5)
+    assert late[-3:] == (6, 7, 8)
+
+
+@given(st.floats(1, 10, exclude_min=True), st.integers(1, 200))
+def test_a_budget_is_at_least_as_fast_as_was_asked_and_no_smaller_than_that_takes(speedup, steps):
+    count = budget(speedup, steps)
+    assert 1 <= count <= steps
+    assert count == 1 or steps / count >= speedup * (1 - 1e-9)
+    assert steps / (count + 1) < speedup
+
+
+@pytest.mark.parametrize(("speedup", "steps", "count"), [(2, 50, 25), (1.5, 25, 16), (3, 9, 3), (2.5, 25, 10)])
+def test_budgets(speedup, steps, count):
+    assert budget(speedup, steps) == count
+
+
+@given(profiles(), st.lists(st.floats(0, 1), min_size=2, max_size=12, unique=True))
+def test_the_expected_changes_add_up_to_what_the_profile_says(profile, shares):
+    knots, accumulated = profile
+    sigmas = [knots[-1] + share * (knots[0] - knots[-1]) for share in sorted(shares, reverse=True)]
+    changes = expected_changes(knots, accumulated, sigmas)
+    assert len(changes) == len(sigmas) - 1
+    assert min(changes) >= -1e-9
+    first, last = np.interp([sigmas[0], sigmas[-1]], knots[::-1], accumulated[::-1])
+    assert sum(changes) == pytest.approx(last - first, abs=1e-6)
+
+
+@given(profiles())
+def test_at_the_profiles_own_sigmas_the_changes_are_its_own(profile):
+    knots, accumulated = profile
+    assert expected_changes(knots, accumulated, knots) == pytest.approx(np.diff(accumulated), abs=1e-6)
+
+
+def test_beyond_a_profiles_ends_the_change_goes_on_as_fast():
+    knots, accumulated = (0.9, 0.5, 0.1), (0.0, 0.4, 2.0)
+    assert expected_changes(knots, accumulated, (1.0, 0.9, 0.1, 0.0)) == pytest.approx([0.1, 2.0, 0.4])
+
+
+@pytest.mark.parametrize(
+    ("sigmas", "covered"),
+    [
+        ((0.9, 0.5, 0.1), True),
+        ((0.6, 0.5), True),
+        ((0.93, 0.5, 0.07), True),  # an overhang of a twentieth
+        ((1.0, 0.5, 0.1), False),
+        ((0.9, 0.5, 0.0), False),
+    ],
+)
+def test_a_profile_covers_a_run_that_reaches_little_beyond_it(sigmas, covered):
+    assert covers((0.9, 0.5, 0.1), sigmas) is covered
+
+
+@given(st.sets(st.integers(1, 28), max_size=10), st.data())
+def test_a_published_list_is_filled_up_and_keeps_its_steps(some, data):
+    published = (0, *sorted(some), 29)
+    count = data.draw(st.integers(len(published), 30))
+    filled = fill(published, count)
+    assert len(filled) == count and set(published) <= set(filled) and list(filled) == sorted(set(filled))
+
+
+@pytest.mark.parametrize(
+    ("published", "filled"), [((0, 1, 9), (0, 1, 5, 9)), ((0, 4, 9), (0, 4, 6, 9)), ((0, 8), (0, 2, 4, 8))]
+)
+def test_it_is_filled_up_where_its_gaps_are_widest(published, filled):
+    assert fill(published, 4) == filled
+
+
+def test_the_gate_skips_all_steps_but_these_and_reads_nothing():
+    gate = PlacedGate((0, 3, 4))
+    verdicts = [gate(step, None) for step in range(5)]
+    assert [verdict.skip for verdict in verdicts] == [False, True, True, False, False]
+    assert {verdict.reason for verdict in verdicts} == {"placed here", "between placed steps"}
