@@ -114,7 +114,9 @@ def commands() -> str:
                     cell.append(f"`{name}`")
     table = ["| takes | commands | pipelines in Python | adapters |", "|---|---|---|---|"]
     order = ("every method", "speed-ups")
-    for (adapters, takes), (names, pipelines) in sorted(rows.items(), key=lambda row: [row[0][1] != it for it in order]):
+    for (adapters, takes), (names, pipelines) in sorted(
+        rows.items(), key=lambda row: [row[0][1] != it for it in order]
+    ):
         table.append(f"| {takes} | {', '.join(names)} | {', '.join(pipelines)} | {adapters} |")
     return "\n".join(table) + "\n"
 
