@@ -86,7 +86,8 @@ def variants() -> str:
         numbers = f"{fitted}; *distilled*" if variant.distilled else fitted
         related = ", ".join(name.removeprefix("black-forest-labs/") for name in variant.related) or "–"
         models = ", ".join(variant.models)
-        rows.append(f"| {models} | `{variant.id}` | {variant.threshold:g} | {numbers} | {related} |")
+        threshold = "–" if variant.threshold is None else f"{variant.threshold:g}"
+        rows.append(f"| {models} | `{variant.id}` | {threshold} | {numbers} | {related} |")
     return "\n".join(rows) + "\n"
 
 
