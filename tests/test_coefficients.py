@@ -35,6 +35,9 @@ PUBLISHED = {  # id: polynomial, its value at 0.05, 0.1 and 0.2, range, threshol
     "flux2-klein-base-9b": (KLEIN_BASE, [0.175136, 0.168736, 0.223582], BASE_RANGE, 0.17, None),
 }
 
+#: Profiles without a polynomial, which this project fitted to traces of others.
+PROFILE_ONLY = ("qwen-image", "qwen-image-2512", "z-image-base")
+
 
 @pytest.fixture(scope="module")
 def models() -> dict:
@@ -57,6 +60,7 @@ def test_the_catalog_ships_exactly_these() -> None:
     found = load_catalog(environ={}, strict=False).variants
     assert {id for id, entry in found.items() if entry.origin == "package"} | set(SHIPPED) == {
         *PUBLISHED,
+        *PROFILE_ONLY,
         demo_model.NAME,
     }
 
@@ -75,8 +79,10 @@ def test_borrowed_numbers_say_so() -> None:
         "flux1-schnell",
         "flux2-klein-base-9b",
     }
-    assert SHIPPED["flux1-schnell"].digest == SHIPPED["flux1-dev"].digest
-    assert SHIPPED["flux2-klein-base-9b"].digest == SHIPPED["flux2-klein-base-4b"].digest
+    for borrower, lender in (("flux2-klein-base-9b", "flux2-klein-base-4b"), ("flux1-schnell", "flux1-dev")):
+        both = SHIPPED[borrower], SHIPPED[lender]
+        assert len({(each.polynomial, each.range, each.threshold, each.guard) for each in both}) == 1
+    assert SHIPPED["flux2-klein-base-9b"].profile == SHIPPED["flux2-klein-base-4b"].profile
 
 
 def test_what_the_notes_say_of_the_polynomials() -> None:
@@ -105,11 +111,36 @@ def test_distilled() -> None:
     }
 
 
-@pytest.mark.parametrize("id", PUBLISHED)
+@pytest.mark.parametrize("id", [*PUBLISHED, *PROFILE_ONLY])
 def test_mflux_knows_every_name(id: str, models: dict) -> None:
     variant = SHIPPED[id]
-    assert set(variant.models) | set(variant.related) <= models.keys()
-    assert variant.adapter == ("flux1" if "flux1" in id else "klein-base" if "base" in id else "klein")
+    known = {
+        *models.keys(),
+        "Qwen/Qwen-Image",
+    }  # mflux 0.24 takes Qwen-Image for 2512 unless it is named as a repository
+    assert set(variant.models) | set(variant.related) <= known
+    families = {
+        "flux1": "flux1",
+        "flux2-klein-base": "klein-base",
+        "flux2": "klein",
+        "qwen": "qwen-image",
+        "z-image": "z-image",
+    }
+    assert variant.adapter == next(adapter for start, adapter in families.items() if id.startswith(start))
+
+
+def test_profiles_are_there_for_what_has_been_recorded() -> None:
+    assert {id for id, variant in SHIPPED.items() if variant.profile is not None and id != demo_model.NAME} == {
+        "flux1-krea-dev",
+        "flux2-klein-9b",
+        "flux2-klein-base-4b",
+        "flux2-klein-base-9b",
+        "qwen-image",
+        "qwen-image-2512",
+        "z-image-base",
+    }
+    borrowed, own = SHIPPED["flux2-klein-base-9b"], SHIPPED["flux2-klein-base-4b"]
+    assert borrowed.profile == own.profile
 
 
 def test_which_of_mflux_s_models_get_which_variant(models: dict) -> None:
@@ -118,7 +149,7 @@ def test_which_of_mflux_s_models_get_which_variant(models: dict) -> None:
     catalog = load_catalog(environ={}, strict=False)
     for config in {id(config): config for config in models.values()}.values():
         identity = ModelIdentity(None, config.model_name, config.base_model, tuple(config.aliases))
-        if match := catalog.match(identity, {"flux1", "klein", "klein-base"}):
+        if match := catalog.match(identity, {"flux1", "klein", "klein-base", "qwen-image", "z-image"}):
             found[config.aliases[0]] = match.variant.id if match.exact else f"like {match.variant.id}"
     assert found == {
         "dev": "flux1-dev",
@@ -137,6 +168,8 @@ def test_which_of_mflux_s_models_get_which_variant(models: dict) -> None:
         "flux2-klein-9b-kv": "like flux2-klein-9b",
         "flux2-klein-base-4b": "flux2-klein-base-4b",
         "flux2-klein-base-9b": "flux2-klein-base-9b",
+        "qwen-image": "qwen-image-2512",
+        "z-image": "z-image-base",
     }
 
 
@@ -165,11 +198,14 @@ def test_a_custom_checkpoint_as_mflux_resolves_it() -> None:
 @pytest.mark.parametrize("id", PUBLISHED)
 def test_each_file_begins_with_what_it_is_and_how_to_copy_it(id: str) -> None:
     head = (packaged_folder() / f"{id}.toml").read_text(encoding="utf-8").split("schema = 1")[0]
-    assert head.startswith("# TeaCache coefficients for FLUX.")
+    assert head.startswith("# TeaCache coefficients for ")
     assert "# For a fine-tune: copy this file" in head
 
 
 # ---- docs/coefficient-files.md cannot drift --------------------------------------------------------------------------
+
+
+LICENCES = tuple(f"| {licence} |" for licence in {variant.weights_licence for variant in SHIPPED.values()})
 
 
 def row(variant: Variant) -> str:
@@ -181,7 +217,7 @@ def row(variant: Variant) -> str:
         f"`{variant.id}`",
         f"{', '.join(variant.models)}{kind}",
         variant.adapter,
-        f"{variant.threshold:g}",
+        "–" if variant.threshold is None else f"{variant.threshold:g}",
         span,
         f"{variant.guard.first}/{variant.guard.last}",
         f"{numbers}, R² {r2}",
@@ -191,7 +227,7 @@ def row(variant: Variant) -> str:
 
 
 def test_the_table_of_shipped_variants() -> None:
-    written = [line for line in DOCS.read_text(encoding="utf-8").splitlines() if line.startswith("| `flux")]
+    written = [line for line in DOCS.read_text(encoding="utf-8").splitlines() if line.endswith(LICENCES)]
     assert written == [row(variant) for variant in SHIPPED.values()]
 
 

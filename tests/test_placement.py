@@ -1,6 +1,7 @@
 """Placed steps against brute force, the expected changes against their sum, and the gate."""
 
 import itertools
+import math
 
 import numpy as np
 import pytest
@@ -94,15 +95,24 @@ def test_beyond_a_profiles_ends_the_change_goes_on_as_fast():
 @pytest.mark.parametrize(
     ("sigmas", "covered"),
     [
-        ((0.9, 0.5, 0.1), True),
-        ((0.6, 0.5), True),
-        ((0.93, 0.5, 0.07), True),  # an overhang of a twentieth
-        ((1.0, 0.5, 0.1), False),
-        ((0.9, 0.5, 0.0), False),
+        ((0.6, 0.5, 0.4), True),
+        ((0.69, 0.5, 0.31), True),  # one of the profile's own steps further at either end
+        ((0.75, 0.5, 0.4), False),
+        ((0.6, 0.5, 0.2), False),
     ],
 )
 def test_a_profile_covers_a_run_that_reaches_little_beyond_it(sigmas, covered):
-    assert covers((0.9, 0.5, 0.1), sigmas) is covered
+    assert covers((0.6, 0.5, 0.4), sigmas) is covered
+
+
+def test_the_shipped_profiles_cover_the_usual_runs():
+    """Klein base was recorded with 25 steps, and is run with 50."""
+    from mflux_teacache_plugin.catalog import load_catalog
+
+    knots = load_catalog(environ={}).variants["flux2-klein-base-4b"].variant.profile.sigma
+    shift = math.exp(1.70)  # of mflux 0.24 for 50 steps at 512x512
+    sigmas = [shift / (shift + 50 / (50 - step) - 1) for step in range(50)]
+    assert covers(knots, sigmas)
 
 
 @given(st.sets(st.integers(1, 28), max_size=10), st.data())

@@ -12,14 +12,14 @@ import numpy as np
 
 from mflux_teacache_plugin.caching.gate import Change, Verdict
 
-#: Share of a profile's span by which a run may begin earlier or end later than the profile.
-OVERHANG = 0.05
-
 
 def covers(knots: Sequence[float], sigmas: Sequence[float]) -> bool:
-    """Whether a profile over these σ (falling) reaches over a run at `sigmas`."""
-    room = OVERHANG * (knots[0] - knots[-1])
-    return max(sigmas) <= knots[0] + room and min(sigmas) >= knots[-1] - room
+    """Whether a profile over these σ (falling) reaches over a run at `sigmas`.
+
+    It may begin one of the profile's own steps earlier and end one later: twice the steps end at half the last σ.
+    """
+    earliest, latest = 2 * knots[0] - knots[1], 2 * knots[-1] - knots[-2]
+    return max(sigmas) <= earliest and min(sigmas) >= latest
 
 
 def expected_changes(knots: Sequence[float], accumulated: Sequence[float], sigmas: Sequence[float]) -> list[float]:

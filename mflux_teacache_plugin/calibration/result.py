@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from importlib.metadata import version
 from typing import Any
 
+from mflux_teacache_plugin import apply
 from mflux_teacache_plugin.calibration import files, schedule
 from mflux_teacache_plugin.calibration.analysis import OWN, PROFILE, PUBLISHED, Analysis, analyse
 from mflux_teacache_plugin.calibration.traces import Trace, TraceError, TraceFile
@@ -40,9 +41,11 @@ def conclude(group: Sequence[TraceFile], existing: Variant | None, facts: Mappin
     traces, rebuilt = with_sigma(group, told["models"][0], told["adapter"])
     analysis = analyse(traces, existing)
     keys = files.numbers(analysis, traces, existing)
-    if any(file.foreign for file in group):
+    notes = [f"{rebuilt[0].upper()}{rebuilt[1:]}."] if rebuilt else []
+    if why := _no_polynomial(group, told["adapter"]):
         keys = {"profile": keys["profile"]}
-    provenance = _provenance(group, analysis, existing, keys, rebuilt)
+        notes.insert(0, f"No polynomial: {why}.")
+    provenance = _provenance(group, analysis, existing, keys, notes)
     return Result(Variant(**{**told, **keys, "provenance": provenance}), analysis, traces, existing)
 
 
@@ -61,6 +64,14 @@ def with_sigma(group: Sequence[TraceFile], model: str, adapter: str) -> tuple[tu
             rebuilt = f"sigma was not recorded: it is that of mflux {version('mflux')} for {model} at this size"
         traces += [trace if trace.sigma is not None else replace(trace, sigma=sigma) for trace in file.traces]
     return tuple(traces), rebuilt
+
+
+def _no_polynomial(group: Sequence[TraceFile], adapter: str) -> str:
+    """Why a polynomial that was fitted to these traces would be of no use; empty if it would."""
+    if group[0].foreign:
+        return f"these traces' signal is the {group[0].foreign}, which no gate here reads"
+    known = apply.registry().adapters.get(adapter)
+    return "this family's signal is not tapped yet" if known is not None and known.taps is None else ""
 
 
 def _facts(recipe: Mapping[str, Any], existing: Variant | None, facts: Mapping[str, Any]) -> dict[str, Any]:
@@ -86,7 +97,11 @@ def _facts(recipe: Mapping[str, Any], existing: Variant | None, facts: Mapping[s
 
 
 def _provenance(
-    group: Sequence[TraceFile], analysis: Analysis, existing: Variant | None, keys: Mapping[str, Any], rebuilt: str
+    group: Sequence[TraceFile],
+    analysis: Analysis,
+    existing: Variant | None,
+    keys: Mapping[str, Any],
+    more: Sequence[str],
 ) -> Provenance:
     recipe = group[0].recipe
     source = str(recipe.get("source") or f"mflux-teacache fit {version('mflux-teacache-plugin')}")
@@ -101,10 +116,6 @@ def _provenance(
             notes.append(files.UNSEEN)
     if analysis.guided:
         notes.append("The profile is of the guided prediction.")
-    if group[0].foreign:
-        notes.append(f"No polynomial: these traces' signal is the {group[0].foreign}, which no gate here reads.")
-    if rebuilt:
-        notes.append(f"{rebuilt[0].upper()}{rebuilt[1:]}.")
     score = analysis.scores.get(judged)
     return Provenance(
         source=source,
@@ -112,7 +123,7 @@ def _provenance(
         date=datetime.date.today().isoformat(),
         r2=None if score is None else round(score.r2, 4),
         fitted=True,
-        notes="\n".join(notes),
+        notes="\n".join([*notes, *more]),
     )
 
 

@@ -136,13 +136,11 @@ def read(path: Path) -> TraceFile:
             raise judge.fault(f"{key}: missing")
     if not isinstance(data["variant"], str) or not data["variant"]:
         raise judge.fault("variant: expected the id of a variant")
-    outputs = judge.rows("output_change", data["output_change"])
-    assert outputs is not None
-    changes = len(outputs[0])
+    outputs = judge.rows("output_change", data["output_change"]) or []
+    changes = len(outputs[0]) if outputs else 0
     if changes + 1 < FEWEST_STEPS:
         raise judge.fault(f"output_change: {changes + 1} steps tell nothing", f"record {FEWEST_STEPS} steps or more")
-    outputs = judge.rows("output_change", data["output_change"], changes)
-    assert outputs is not None
+    outputs = [judge.numbers(f"output_change[{row}]", each.tolist(), changes) for row, each in enumerate(outputs)]
     signals, predictions = (
         _optional(judge, key, len(outputs), changes) for key in ("signal_change", "prediction_change")
     )
