@@ -216,7 +216,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 def test_two_ranks_write_what_one_process_writes(tmp_path, prompts):
     """With the demo model, in processes of their own."""
     launcher = [Path(sysconfig.get_path("scripts"), "mlx.launch"), "-n", "2", "--backend", "ring", "--"]
-    model = ["mflux-generate-flux2", "--model", "flux2-klein-base-demo", "--steps", 4, "--width", 128, "--height", 128]
+    model = ["mflux-generate-flux2", "--model", "flux2-klein-base-demo", "--steps", 4, "--width", 64, "--height", 64]
     for name, before in (("one", []), ("two", launcher)):
         argv = ["calibrate", "--prompts", prompts, "--held-out", 0, "--id", "mine"]
         argv += ["--folder", tmp_path / name, "--output", tmp_path / name / "files", "--", *model]
