@@ -1,6 +1,6 @@
-"""What the plugin costs when it skips nothing, and what a skipped step costs, on the demo model.
+"""What each method costs when it skips nothing, and what a skipped step costs, on the demo model.
 
-Plain mflux and the plugin take turns in one process, compiled and eager; medians, and ratios of medians.
+Plain mflux and the methods take turns in one process, compiled and eager; medians, and ratios of medians.
 
     python benchmarks/overhead.py --repetitions 9
 """
@@ -8,18 +8,35 @@ Plain mflux and the plugin take turns in one process, compiled and eager; median
 import argparse
 import statistics
 import time
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import mlx.core as mx
 from _demo import generate
 
 from mflux_teacache_plugin import apply_teacache
+from mflux_teacache_plugin.caching.gate import Run
 from mflux_teacache_plugin.cli.output import print_table
 from mflux_teacache_plugin.demo_model import load, prompts
 from mflux_teacache_plugin.measure import machine
+from mflux_teacache_plugin.methods import Method, Placed
 
-NEVER, ALWAYS = 1e-9, 2.0
+
+class Everywhere(Placed):
+    """Placed steps, all of them."""
+
+    def computed(self, variant: Any, run: Run) -> tuple[int, ...]:
+        return tuple(range(run.steps))
+
+
+#: What skips nothing, and what skips as often as it may.
+METHODS: dict[str, tuple[Method | str, str]] = {
+    "TeaCache": ("1e-9", "2"),
+    "SeaCache": ("seacache:1e-9", "seacache:2"),
+    "placed": (Everywhere(1.5), "4x"),
+    "DualCache": ("dualcache:F=1,B=0,rdt=1e-9", "dualcache:F=1,B=0,rdt=0.99,warmup=1"),
+}
+PLAIN = "plain"
 
 
 class StepTimes:
@@ -36,6 +53,10 @@ class StepTimes:
         return [after - before for before, after in zip(self.ends, self.ends[1:], strict=False)]
 
 
+def applied(model: Any, method: Method | str | None) -> AbstractContextManager[Any]:
+    return nullcontext() if method is None else apply_teacache(model, method)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repetitions", type=int, default=7)
@@ -45,29 +66,34 @@ def main() -> None:
     rows = []
     for mode, guidance in (("compiled", 1.0), ("compiled", 4.0), ("eager", 1.0), ("eager", 4.0)):
         (mx.enable_compile if mode == "compiled" else mx.disable_compile)()
-        seconds: dict[str, list[float]] = {"plain": [], "never skipping": []}
-        skipped: list[float] = []
-        computed: list[float] = []
+        loops: dict[str, list[float]] = {name: [] for name in (PLAIN, *METHODS)}
+        skipped: dict[str, list[float]] = {name: [] for name in METHODS}
         for repetition in range(args.repetitions + 1):
-            for name, times in seconds.items():
-                with nullcontext() if name == "plain" else apply_teacache(model, threshold=NEVER):
+            for name, times in loops.items():
+                with applied(model, METHODS[name][0] if name in METHODS else None):
                     loop = generate(model, prompt, args.steps, guidance)[1]
                 if repetition:  # the first one compiles
                     times.append(loop)
-            timer = StepTimes()
-            model.callbacks.register(timer)
-            with apply_teacache(model, threshold=ALWAYS, coefficients=[0, 0, 0, 0, 0.1]) as handle:
-                generate(model, prompt, args.steps, guidance)
-            model.callbacks.in_loop.remove(timer)
-            if repetition:
-                for decision, step in zip(handle.stats.last.decisions[1:], timer.seconds(), strict=True):
-                    (skipped if decision.skipped else computed).append(step)
-        plain, never = (statistics.median(times) for times in seconds.values())
-        step = statistics.median(skipped) / statistics.median(computed)
-        rows.append((mode, guidance, plain, never, never / plain, statistics.median(skipped) * 1000, step))
+            for name, (_, always) in METHODS.items():
+                timer = StepTimes()
+                model.callbacks.register(timer)
+                with apply_teacache(model, always) as handle:
+                    generate(model, prompt, args.steps, guidance)
+                model.callbacks.in_loop.remove(timer)
+                if handle.stats.last.fault is not None:
+                    raise SystemExit(f"{name}: {handle.stats.last.fault}")
+                computing = {d.step for d in handle.stats.last.decisions if not d.skipped}
+                if repetition:
+                    steps = enumerate(timer.seconds(), start=1)
+                    skipped[name] += [seconds for step, seconds in steps if step not in computing]
+        plain = statistics.median(loops[PLAIN])
+        for name in METHODS:
+            never, step = statistics.median(loops[name]), statistics.median(skipped[name])
+            share = f"{100 * step * args.steps / plain:.1f} %"
+            rows.append((mode, guidance, name, plain, never, never / plain, step * 1000, share))
     mx.enable_compile()
     print(f"{machine.line()}; {args.steps} steps, {args.repetitions} repetitions, alternating")
-    head = ("MODE", "GUIDANCE", "PLAIN s", "NEVER SKIPPING s", "RATIO", "SKIPPED STEP ms", "OF A COMPUTED ONE")
+    head = ("MODE", "GUIDANCE", "METHOD", "PLAIN s", "SKIPPING NOTHING s", "RATIO", "SKIPPED STEP ms", "OF A PLAIN ONE")
     print_table(head, rows)
 
 

@@ -97,22 +97,29 @@ def commands() -> str:
 
     registry = Registry(BUILT_IN, REFUSED)
     packages = tuple({".".join(name.split(".")[:3]) + "." for name in (*registry.pipelines(), *REFUSED)})
-    rows = ["| command | pipeline in Python | adapters | takes |", "|---|---|---|---|"]
-    refused = []
+    rows: dict[tuple[str, str], list[list[str]]] = {}  # what serves and what it takes → commands, pipelines
     for script in sorted(entry_points(group="console_scripts"), key=lambda script: script.name):
         if not script.value.startswith(packages):
             continue
-        names = vars(sys.modules[script.load().__module__])
-        for value in names.values():
+        for value in vars(sys.modules[script.load().__module__]).values():
             if not (isinstance(value, type) and hasattr(value, "generate_image")):
                 continue
-            start = f"| `{script.name}` | `{value.__name__}` |"
+            serving = registry.serving(value)
             if (reason := registry.refusal(value)) is not None:
-                refused.append(f"{start} – | nothing: {reason} |")
-            elif serving := registry.serving(value):
+                takes = f"nothing: {reason}"
+            else:
                 takes = "speed-ups" if all(adapter.taps is None for adapter in serving.values()) else "every method"
-                rows.append(f"{start} {', '.join(f'`{id}`' for id in serving)} | {takes} |")
-    return "\n".join([*rows, *refused]) + "\n"
+            row = rows.setdefault((", ".join(f"`{id}`" for id in serving) or "–", takes), [[], []])
+            for cell, name in zip(row, (script.name, value.__name__), strict=True):
+                if f"`{name}`" not in cell:
+                    cell.append(f"`{name}`")
+    table = ["| takes | commands | pipelines in Python | adapters |", "|---|---|---|---|"]
+    order = ("every method", "speed-ups")
+    for (adapters, takes), (names, pipelines) in sorted(
+        rows.items(), key=lambda row: [row[0][1] != it for it in order]
+    ):
+        table.append(f"| {takes} | {', '.join(names)} | {', '.join(pipelines)} | {adapters} |")
+    return "\n".join(table) + "\n"
 
 
 def summary_lines() -> str:

@@ -16,6 +16,7 @@ from mflux_teacache_plugin.errors import (
     UnsupportedModelError,
     VariantFileError,
 )
+from mflux_teacache_plugin.methods import DualCache, Placed, SeaCache, TeaCache
 from mflux_teacache_plugin.report import summary, why_nothing_was_skipped
 from tests.support import ALWAYS, NEVER, a_variant
 from tests.tiny.cases import CASES
@@ -56,12 +57,63 @@ def test_without_a_with_block_restore_ends_it(model, tiny):
 
 def test_the_variant_is_found_by_the_models_name(model):
     with apply_teacache(model) as handle:
-        assert handle.variant.id == "flux1-dev" and handle.threshold == handle.variant.threshold
+        assert handle.variant.id == "flux1-dev" and handle.method == TeaCache(handle.variant.threshold)
 
 
 def test_a_variant_can_be_named(model):
     with apply_teacache(model, variant="flux1-krea-dev", threshold=0.4) as handle:
-        assert (handle.variant.id, handle.threshold) == ("flux1-krea-dev", 0.4)
+        assert (handle.variant.id, handle.method) == ("flux1-krea-dev", TeaCache(0.4))
+
+
+@pytest.mark.parametrize(
+    ("given", "method"),
+    [
+        (0.4, TeaCache(0.4)),
+        (1, TeaCache(1)),
+        ("0.4+linear", TeaCache(0.4, "linear")),
+        ("1.5x", Placed(1.5)),
+        ("seacache:0.3", SeaCache(0.3)),
+        (Placed(3.0, "reuse"), Placed(3.0, "reuse")),
+    ],
+)
+def test_a_method_is_given_as_a_number_a_text_or_itself(model, given, method):
+    with apply_teacache(model, given) as handle:
+        assert handle.method == method and handle.variant.id == "flux1-dev"
+
+
+def test_auto_is_what_the_file_recommends_or_its_threshold(model):
+    recommending = a_variant(FLUX1, recommended="2x+reuse")
+    for method in (None, "auto"):
+        with apply_teacache(model, method, variant=recommending) as handle:
+            assert handle.method == Placed(2.0, "reuse")
+        with apply_teacache(model, method, variant=a_variant(FLUX1)) as handle:
+            assert handle.method == TeaCache(0.2)
+    with pytest.raises(VariantFileError, match="recommended: 'twice' is neither a number"):
+        apply_teacache(model, variant=a_variant(FLUX1, recommended="twice"))
+
+
+def test_a_variant_without_a_threshold_runs_placed_steps(model):
+    only_a_profile = a_variant(
+        FLUX1, polynomial=None, threshold=None, profile={"sigma": (1.0, 0.0), "change": (0.0, 1.0)}
+    )
+    with apply_teacache(model, variant=only_a_profile) as handle:
+        assert handle.method == Placed(1.5)
+    with pytest.raises(SettingsError, match="no coefficients for a threshold on test") as error:
+        apply_teacache(model, 0.2, variant=only_a_profile)
+    assert "such as 1.5x" in error.value.hint
+
+
+def test_a_model_without_coefficients_runs_what_needs_none(model, monkeypatch):
+    monkeypatch.setattr(model.model_config, "model_name", "somebody/else")
+    monkeypatch.setattr(model.model_config, "base_model", None)
+    monkeypatch.setattr(model.model_config, "aliases", ["else"])
+    for method in (None, "auto", "1.5x", "dualcache:aggressive", "seacache:0.3"):
+        with apply_teacache(model, method) as handle:
+            assert handle.variant is None
+            assert isinstance(handle.method, (Placed, DualCache, SeaCache))
+    with pytest.raises(UnsupportedModelError, match="no coefficients for somebody/else") as error:
+        apply_teacache(model, 0.2)
+    assert "ask for a speed-up instead, such as --teacache 1.5x" in error.value.hint
 
 
 def test_coefficients_and_range_of_ones_own(model, tiny):
@@ -85,6 +137,10 @@ def test_a_threshold_out_of_range_is_refused(model, threshold):
         ({"coefficients": [1, 2, 3]}, VariantFileError),
         ({"coefficients": [1, 2, 3, 4, float("nan")]}, VariantFileError),
         ({"range": (0, 1)}, SettingsError),
+        ({"method": "abc"}, SettingsError),
+        ({"method": "off"}, SettingsError),
+        ({"method": "dualcache:F=99"}, SettingsError),
+        ({"method": "1.5x", "threshold": 0.2}, SettingsError),
         ({"variant": "no-such-variant"}, UnsupportedModelError),
         ({"variant": "flux2-klein-base-4b"}, UnsupportedModelError),
     ],
@@ -94,11 +150,6 @@ def test_arguments_that_make_no_sense_are_refused_and_leave_nothing(model, argum
         apply_teacache(model, **arguments)
     assert str(raised.value).startswith("error: ")
     assert "generate_image" not in vars(model) and not model.callbacks.in_loop
-
-
-def test_an_unknown_gate_names_those_there_are(model):
-    with pytest.raises(UnsupportedModelError, match="gate"):
-        apply_teacache(model, variant=a_variant(FLUX1, gate="nobodys"))
 
 
 def test_a_second_apply_is_refused(model):
@@ -123,7 +174,7 @@ def test_too_few_steps_run_and_say_so(model, tiny, steps):
     with apply_teacache(model, variant=variant, threshold=ALWAYS) as handle:
         FLUX1.generate(model, tiny, num_inference_steps=steps)
     assert handle.stats.skipped == 0
-    assert "first or last" in summary(handle.stats.last, ALWAYS, variant)
+    assert "first or last" in summary(handle.stats.last, handle.method, variant)
 
 
 def test_image_to_image_counts_only_its_active_steps(tiny, eager):
@@ -182,23 +233,23 @@ def test_a_fault_of_the_plugin_costs_nothing_but_the_gain(model, tiny, monkeypat
         def __init__(self, *_):
             self.calls = 0
 
-        def __call__(self, change):
+        def __call__(self, step, change):
             raise ZeroDivisionError("a gate that fails")
 
         def reset(self):
             pass
 
-    monkeypatch.setattr("mflux_teacache_plugin.apply.TeaCacheGate", Broken)
+    monkeypatch.setattr("mflux_teacache_plugin.methods.TeaCacheGate", Broken)
     with apply_teacache(model, variant=variant, threshold=ALWAYS) as handle:
         cached = FLUX1.generate(model, tiny, num_inference_steps=5)
     assert np.array_equal(plain, cached)
-    assert "stood aside" in summary(handle.stats.last, ALWAYS, variant)
-    assert "a gate that fails" in summary(handle.stats.last, ALWAYS, variant)
+    assert "stood aside" in summary(handle.stats.last, handle.method, variant)
+    assert "a gate that fails" in summary(handle.stats.last, handle.method, variant)
 
 
 def test_a_gate_that_cannot_be_made_costs_nothing_but_the_gain(model, tiny, monkeypatch):
     plain = FLUX1.generate(model, tiny)
-    monkeypatch.setattr("mflux_teacache_plugin.apply.TeaCacheGate", lambda *_: 1 / 0)
+    monkeypatch.setattr("mflux_teacache_plugin.methods.TeaCacheGate", lambda *_: 1 / 0)
     with apply_teacache(model, variant=a_variant(FLUX1), threshold=ALWAYS) as handle:
         assert np.array_equal(plain, FLUX1.generate(model, tiny))
     assert "division by zero" in handle.stats.last.fault
@@ -258,7 +309,7 @@ def test_the_image_records_what_was_done(model, tiny):
     with apply_teacache(model, variant=variant, threshold=ALWAYS):
         image = FLUX1.generate_image(model, tiny, num_inference_steps=5)
     recorded = image.generation_parameters
-    assert recorded["teacache_threshold"] == ALWAYS and recorded["teacache_variant"] == "test"
+    assert recorded["teacache_method"] == "2" and recorded["teacache_variant"] == "test"
     assert (recorded["teacache_skipped"], recorded["teacache_computed"]) == (3, 2)
     assert all(isinstance(value, (str, int, float)) for key, value in recorded.items() if key.startswith("teacache"))
 
@@ -268,20 +319,61 @@ def test_nothing_skipped_says_what_would_help(model, tiny):
     with apply_teacache(model, variant=variant, threshold=1e-3) as handle:
         FLUX1.generate(model, tiny, num_inference_steps=5)
     smallest = min(d.accumulated for d in handle.stats.last.decisions if d.accumulated is not None)
-    assert f"{smallest:.3g}" in why_nothing_was_skipped(handle.stats.last, 1e-3, variant)
+    assert f"{smallest:.3g}" in why_nothing_was_skipped(handle.stats.last, handle.method, variant)
     with apply_teacache(model, threshold=smallest * 1.05, variant=variant) as handle:
         FLUX1.generate(model, tiny, num_inference_steps=5)
     assert handle.stats.skipped > 0  # the advice was true
     narrow = a_variant(FLUX1, range=(0, 1e-5))
     with apply_teacache(model, variant=narrow) as handle:
         FLUX1.generate(model, tiny, num_inference_steps=5)
-    assert "more --steps" in why_nothing_was_skipped(handle.stats.last, 0.2, narrow)
+    assert "more --steps" in why_nothing_was_skipped(handle.stats.last, handle.method, narrow)
     distilled = a_variant(FLUX1, distilled=True)
-    assert "base model" in why_nothing_was_skipped(handle.stats.last, 0.2, distilled)
+    assert "base model" in why_nothing_was_skipped(handle.stats.last, handle.method, distilled)
 
 
-def test_no_warning_is_raised_on_the_way(model, tiny):
+@pytest.mark.parametrize("method", [ALWAYS, "1.5x", "seacache:2", "dualcache:aggressive"])
+def test_no_warning_is_raised_on_the_way(model, tiny, method):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        with apply_teacache(model, variant=a_variant(FLUX1), threshold=ALWAYS):
-            FLUX1.generate(model, tiny)
+        with apply_teacache(model, method, variant=a_variant(FLUX1)) as handle:
+            FLUX1.generate(model, tiny, num_inference_steps=6)
+    assert handle.stats.last.fault is None
+
+
+# ---- placed steps and SeaCache on real pipelines ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("case", [FLUX1, BASE, FROM_IMAGE], ids=str)
+def test_placed_steps_are_as_many_as_the_speed_up_takes(tiny, eager, case):
+    model = case.build(tiny)
+    steps = 12 if case is FROM_IMAGE else 6  # of which half are active
+    with apply_teacache(model, "2x", variant=a_variant(case)) as handle:
+        case.generate(model, tiny, num_inference_steps=steps)
+    record = handle.stats.last
+    assert (record.fault, record.steps, record.computed) == (None, 6, 3)
+    assert not record.decisions[0].skipped and not record.decisions[-1].skipped
+    assert record.changes == [], "no signal is read"
+
+
+def test_a_profile_moves_the_placed_steps(model, tiny):
+    early = {"sigma": (1.0, 0.99, 0.0), "change": (0.0, 5.0, 5.1)}
+    for profile, computed in ((None, [0, 2, 5]), (early, [0, 1, 5])):
+        with apply_teacache(model, "2x", variant=a_variant(FLUX1, profile=profile)) as handle:
+            FLUX1.generate(model, tiny, num_inference_steps=6)
+        assert [d.step for d in handle.stats.last.decisions if not d.skipped] == computed
+
+
+@pytest.mark.parametrize("case", [FLUX1, BASE], ids=str)
+def test_seacache_skips_by_a_filtered_signal_and_needs_no_numbers(tiny, eager, case):
+    model = case.build(tiny)
+    plain = case.generate(model, tiny, num_inference_steps=6)
+    with apply_teacache(model, f"seacache:{NEVER}", variant=a_variant(case)) as handle:
+        assert np.array_equal(plain, case.generate(model, tiny, num_inference_steps=6))
+    filtered = handle.stats.last.changes
+    assert handle.stats.last.fault is None
+    with apply_teacache(model, f"seacache:{ALWAYS}", variant=a_variant(case)) as handle:
+        case.generate(model, tiny, num_inference_steps=6)
+    assert (handle.stats.last.fault, handle.stats.skipped) == (None, 4)
+    with apply_teacache(model, NEVER, variant=a_variant(case)) as handle:
+        case.generate(model, tiny, num_inference_steps=6)
+    assert handle.stats.last.changes != pytest.approx(filtered, rel=1e-3), "the signal itself changes otherwise"

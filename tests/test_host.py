@@ -5,20 +5,25 @@ import json
 import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import mlx.core as mx
 import numpy as np
 import pytest
 
 from mflux_teacache_plugin import _startup, apply, hookimpl
 from mflux_teacache_plugin.adapters import FLUX1, Adapter
-from mflux_teacache_plugin.caching.gate import Verdict
+from mflux_teacache_plugin.caching.gate import Change, Gate, Run, Verdict
 from mflux_teacache_plugin.cli import main
+from mflux_teacache_plugin.errors import SettingsError
 from mflux_teacache_plugin.host import bridge, specs
 from mflux_teacache_plugin.host.manager import Loaded, load_plugins
-from mflux_teacache_plugin.variants import Provenance, Variant
+from mflux_teacache_plugin.variants import Variant
+from tests.support import a_variant
 from tests.tiny.cases import PROMPT, SEED, case
+from tests.tiny.commands import run_command
 
 pytestmark = pytest.mark.usefixtures("tiny", "eager")
 
@@ -52,16 +57,8 @@ def connect() -> Iterator[Connect]:
 
 def variant(**changes: Any) -> Variant:
     """A variant for the tiny FLUX.1 [dev] whose estimate is 0.1 for every step."""
-    keys: dict[str, Any] = {
-        "id": "theirs",
-        "adapter": "flux1",
-        "models": ("tiny-dev",),
-        "polynomial": (0.0, 0.0, 0.0, 0.0, 0.1),
-        "threshold": 0.25,
-        "weights_licence": "none",
-        "provenance": Provenance(source="made up for a test"),
-    }
-    return Variant(**{**keys, **changes})
+    keys = {"id": "theirs", "models": ("tiny-dev",), "polynomial": (0, 0, 0, 0, 0.1), "threshold": 0.25}
+    return a_variant(case("flux1"), **{**keys, **changes})
 
 
 # ---- one test per hook -----------------------------------------------------------------------------------------------
@@ -274,7 +271,7 @@ def test_mflux_generation_end(connect: Connect, tiny) -> None:
     saved = case("flux1").run(tiny, "--metadata", "--teacache", "2")
     record = json.loads(saved.path.with_suffix(".metadata.json").read_text())
     assert record["their_key"] == "Flux1"
-    assert record["teacache_threshold"] == 2
+    assert record["teacache_method"] == "2"
     model = case("flux1").build(tiny)
     model.transformer.proj_out = None
     plugin.events.clear()
@@ -342,44 +339,77 @@ def test_mflux_variants(connect: Connect, tiny, tmp_path, capsys) -> None:
     assert "None" not in shown
 
 
-class EveryOtherStep:
-    """A gate that counts, whatever the numbers say."""
+@dataclass(frozen=True)
+class Every:
+    """A method that counts, whatever the signal says, and looks at it all the same."""
 
-    def __init__(self, polynomial: Any, threshold: float, fitted_range: Any) -> None:
-        self.asked = 0
+    count: int
+    forecast: str = "reuse"
+    keeps: str = "residual"
 
-    def __call__(self, change: float) -> Verdict:
-        self.asked += 1
-        return Verdict(skip=self.asked % 2 == 1, reason="it is its turn")
+    def __str__(self) -> str:
+        return f"every:{self.count}" + ("" if self.forecast == "reuse" else f"+{self.forecast}")
+
+    def check(self, variant: Variant | None) -> None:
+        if variant is None:
+            raise SettingsError("every: there is no variant")
+
+    def check_steps(self, steps: int | None) -> None:
+        if steps is not None and steps < self.count:
+            raise SettingsError(f"{steps} steps are too few for {self}")
+
+    def gate(self, variant: Variant | None, run: Run) -> Gate:
+        return EveryGate(self.count)
+
+    def look(self, signal: mx.array, sigma: float, run: Run) -> mx.array:
+        return signal * sigma
+
+
+class EveryGate:
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+    def __call__(self, step: int, change: Change) -> Verdict:
+        assert change() > 0
+        return Verdict(skip=step % self.count != 0, reason="it is not its turn")
 
     def reset(self) -> None:
         pass
 
 
-def test_mflux_gates(connect: Connect, tiny, capsys) -> None:
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # mflux leaves the file of -C open
+def test_mflux_methods(connect: Connect, tiny, capsys) -> None:
     class Brings:
         @hookimpl
         def mflux_variants(self) -> list[Variant]:
-            return [variant(gate="mine")]
+            return [variant(recommended="every:2")]
 
-    class BringsBoth(Brings):
         @hookimpl
-        def mflux_gates(self) -> Mapping[str, Any]:
-            return {"mine": EveryOtherStep}
+        def mflux_methods(self) -> Mapping[str, Callable[[str], Every]]:
+            return {"every": lambda text: Every(int(text))}
 
-    connect(BringsBoth())
-    case("flux1").run(tiny, "--steps", "7", "--teacache")
-    assert "TeaCache: skipped 3 of 7 steps (threshold 0.25, theirs)" in capsys.readouterr().err
-    bridge.uninstall()
+    def refused(*options: str) -> str:
+        nothing = tiny.folder / "nothing" / "tiny-dev"
+        with pytest.raises(SystemExit) as exit_:
+            case("flux1").run(tiny, "--model", str(nothing), *options)
+        assert exit_.value.code == 2
+        return capsys.readouterr().err
 
     connect(Brings())
-    nothing = tiny.folder / "nothing" / "tiny-dev"
-    with pytest.raises(SystemExit) as exit_:
-        case("flux1").run(tiny, "--model", str(nothing), "--teacache")
-    assert exit_.value.code == 2
-    message = capsys.readouterr().err
-    assert "error: theirs: gate: there is no gate 'mine'" in message
-    assert "hint: known are teacache; install the plugin that brings it" in message
+    case("flux1").run(tiny, "--steps", "7", "--teacache")
+    assert "TeaCache: skipped 3 of 7 steps (every:2, theirs)" in capsys.readouterr().err
+    saved = case("flux1").run(tiny, "--steps", "7", "--metadata", "--teacache", "every:3+linear")
+    assert "TeaCache: skipped 4 of 7 steps (every:3+linear, theirs)" in capsys.readouterr().err
+    record = saved.path.with_suffix(".metadata.json")
+    assert json.loads(record.read_text())["teacache_method"] == "every:3+linear"
+    again = run_command("mflux-generate", ["-C", str(record)], tiny.folder)
+    assert np.array_equal(saved.pixels, again.pixels)
+    assert "4 steps are too few for every:5" in refused("--teacache", "every:5")
+    bridge.uninstall()
+
+    connect()
+    message = refused("--teacache", "every:2")
+    assert "argument --teacache: 'every:2': 'every' is no method; there are dualcache, seacache" in message
 
 
 # ---- other people's packages -----------------------------------------------------------------------------------------
@@ -513,7 +543,7 @@ def test_a_plugin_that_cannot_be_loaded_is_named(source: str, why: str, package,
         "mflux_models()",
         "mflux_adapters()",
         "mflux_variants()",
-        "mflux_gates()",
+        "mflux_methods()",
     ],
 )
 def test_a_plugin_that_fails_in_a_hook_keeps_nobody_else_from_working(hook, package, connect, tiny, capsys) -> None:

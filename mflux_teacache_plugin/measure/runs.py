@@ -3,6 +3,7 @@
 import difflib
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -119,7 +120,8 @@ def check(command: Command, wanted: Sequence[str]) -> dict[str, Any]:
     for options, answer in zip(further, answers, strict=True):
         if "error" in answer:
             asked = "" if options[1] == methods.OFF else f" with {' '.join(options)}"
-            raise UnsupportedModelError(f"`{command}` cannot run{asked}", cause=answer["error"])
+            said = re.sub(r"^\s*(cause: |hint: )?", "", answer["error"], flags=re.MULTILINE)  # it is a cause as a whole
+            raise UnsupportedModelError(f"`{command}` cannot run{asked}", cause=said)
     return answers[0]
 
 

@@ -10,6 +10,7 @@ answers with random latents and a grey picture. Everything in between is mflux's
 
 import contextlib
 import importlib
+import importlib.util
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -66,6 +67,14 @@ class Family:
     @property
     def adapter(self) -> str:
         return self.id.partition(":")[0]
+
+    @property
+    def exists(self) -> bool:
+        """Whether the installed mflux has it."""
+        try:
+            return importlib.util.find_spec(_MODELS + self.pipeline.split(":")[0]) is not None
+        except ModuleNotFoundError:
+            return False
 
     @property
     def pipeline_class(self) -> type:
@@ -544,7 +553,8 @@ def _cases() -> Iterator[Family]:
     yield Family("flux3-klein:edit", name, config, _flux3, lambda photo: {"image_paths": [photo]}, patch, calls=2)
 
 
-FAMILIES: list[Family] = list(_cases())
+#: Those that the installed mflux has.
+FAMILIES: list[Family] = [family for family in _cases() if family.exists]
 
 
 def family(id: str) -> Family:
