@@ -368,6 +368,18 @@ def test_the_example_adapter_fits_mflux(connected) -> None:
         assert all(f"self.{name} = " in source for name in ("transformer_blocks", "norm_out"))
 
 
+def test_the_short_example_is_enough_for_speed_ups(eager, monkeypatch) -> None:
+    from mflux_teacache_plugin.adapters import Registry
+    from tests.tiny.families import family
+
+    short = _module("short_example", marked(FAMILY, "run: short")).MOSS
+    moss = family("moss-image")
+    monkeypatch.setattr("mflux_teacache_plugin.apply.registry", lambda: Registry([short], {}))
+    with moss.model() as model, apply_teacache(model, "1.5x") as handle:
+        moss.generate(model, ROOT / "docs" / "comparison.png")
+    assert handle.stats.last.fault is None and handle.stats.skipped > 0
+
+
 @pytest.mark.parametrize(("id", "variant"), [("flux1", "flux1-dev"), ("klein-base", "flux2-klein-base-4b")])
 def test_the_checks_of_a_family_pass_for_ours(tiny, eager, id: str, variant: str) -> None:
     check = _module("checks_example", marked(FAMILY, "run: checks")).check
