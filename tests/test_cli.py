@@ -95,6 +95,22 @@ def test_show_prints_everything_that_is_known(run) -> None:
     assert "range" not in lines, "it has none"
 
 
+def test_show_names_the_keys_of_tables_as_a_file_does(run, user_folder: Path) -> None:
+    path = write_variant(user_folder, recommended="2x")
+    path.write_text(
+        path.read_text()
+        + "[profile]\nsigma = [1.0, 0.5]\nchange = [0, 2]\n"
+        + "".join(f'[[step_lists]]\nsteps = {steps}\ncomputed = "0-1,{steps - 1}"\n' for steps in (4, 5))
+    )
+    code, out, err = run("show", "mine")
+    assert (code, err) == (0, "")
+    lines = dict(line.split(maxsplit=1) for line in out.splitlines())
+    assert (lines["guard.first"], lines["recommended"]) == ("1", "2x")
+    assert (lines["profile.sigma"], lines["profile.change"]) == ("1.0, 0.5", "0.0, 2.0")
+    assert (lines["step_lists[1].steps"], lines["step_lists[1].computed"]) == ("5", "0, 1, 4")
+    assert "{" not in out
+
+
 def test_show_says_what_a_file_shadows(run, user_folder: Path) -> None:
     path = write_variant(user_folder, id="flux1-dev")
     _, out, _ = run("show", "flux1-dev", "--format", "json")
