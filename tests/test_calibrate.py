@@ -1,6 +1,9 @@
 """`mflux-teacache calibrate` on tiny checkpoints, through mflux's own commands."""
 
 import json
+import subprocess
+import sys
+import sysconfig
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -21,6 +24,7 @@ from tests.tiny.commands import preserved_globals, run_command
 
 pytestmark = pytest.mark.usefixtures("tiny", "eager")
 
+ROOT = Path(__file__).parent.parent
 STEPS = 6
 
 
@@ -200,3 +204,26 @@ def test_too_few_steps_are_said(calibrate):
 
 def test_the_built_in_prompts_are_ten():
     assert len(read_prompts(None)) == 10
+
+
+# ---- several ranks ---------------------------------------------------------------------------------------------------
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_two_ranks_write_what_one_process_writes(tmp_path, prompts):
+    """With the demo model, in processes of their own."""
+    launcher = [Path(sysconfig.get_path("scripts"), "mlx.launch"), "-n", "2", "--backend", "ring", "--"]
+    model = ["mflux-generate-flux2", "--model", "flux2-klein-base-demo", "--steps", 4, "--width", 64, "--height", 64]
+    for name, before in (("one", []), ("two", launcher)):
+        argv = ["calibrate", "--prompts", prompts, "--held-out", 0, "--id", "mine"]
+        argv += ["--folder", tmp_path / name, "--output", tmp_path / name / "files", "--", *model]
+        words = [*before, sys.executable, "-m", "mflux_teacache_plugin", *argv]
+        done = subprocess.run(list(map(str, words)), cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("wrote ") == 1, done.stderr
+    one, two = contents(tmp_path / "one"), contents(tmp_path / "two")
+    assert one == two
+    assert "files/mine.toml" in one and sum(name.startswith("traces/") for name in one) == 3

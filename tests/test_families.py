@@ -196,7 +196,7 @@ def test_the_noise_levels_are_those_that_the_transformer_is_told(id, photo, monk
     )
 
 
-@pytest.mark.parametrize("id", ["qwen", "anima", "ideogram-4", "lens"])
+@pytest.mark.parametrize("id", ["qwen-image", "anima", "ideogram-4", "lens"])
 def test_the_transformer_is_free_once_the_loop_is_over(id, photo):
     """mflux lets it go there for --low-ram, before the picture is decoded."""
     case = family(id)
@@ -217,7 +217,7 @@ def test_the_transformer_is_free_once_the_loop_is_over(id, photo):
         assert freed == [True] and handle.stats.skipped == 3
 
 
-@pytest.mark.parametrize("id", ["qwen", "krea-2-controlnet", "anima"])
+@pytest.mark.parametrize("id", ["qwen-image", "krea-2-controlnet", "anima"])
 def test_after_a_failure_the_model_is_as_it_was(id, photo):
     case = family(id)
     with case.model() as model:

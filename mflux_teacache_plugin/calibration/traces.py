@@ -7,9 +7,9 @@ mean|now - before| / mean|before| between steps `t` and `t + 1` of generation `p
 guidance branch.
 """
 
-import contextlib
 import json
 import math
+import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -241,13 +241,11 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 
 def check_writable(folder: Path) -> None:
-    """Raise TraceError if no file can be written into a folder, or no such folder be made; leaves nothing behind."""
-    made = [each for each in (folder, *folder.parents) if not each.exists()]
-    probe = folder / ".writable"
+    """Raise TraceError if no file can be written into a folder, or no such folder be made. Leaves nothing behind."""
+    nearest = next(each for each in (folder, *folder.absolute().parents) if each.exists())
     try:
-        write_bytes(probe, b"")
-        probe.unlink()
-    finally:
-        for each in made:
-            with contextlib.suppress(OSError):
-                each.rmdir()
+        with tempfile.TemporaryFile(dir=nearest):
+            pass
+    except OSError as error:
+        hint = "name another folder"
+        raise TraceError(f"{folder} cannot be written", cause=error.strerror or str(error), hint=hint) from error

@@ -424,14 +424,14 @@ def _control(photo: Path) -> Any:
 def _cases() -> Iterator[Family]:
     name = "qwen.variants.txt2img.qwen_image"
     patch = _replaced(f"{name}.QwenPromptEncoder", encode_prompt=lambda **_: _QWEN_PROMPTS)
-    yield Family("qwen", f"{name}:QwenImage", "qwen_image", _qwen, patches=patch, calls=2)
+    yield Family("qwen-image", f"{name}:QwenImage", "qwen_image", _qwen, patches=patch, calls=2)
     yield Family(
-        "qwen:from-image", f"{name}:QwenImage", "qwen_image", _qwen, patches=patch, calls=2, late=2,
+        "qwen-image:from-image", f"{name}:QwenImage", "qwen_image", _qwen, patches=patch, calls=2, late=2,
         arguments=lambda photo: {"image_path": photo, "image_strength": 0.25},
     )  # fmt: skip
     name = "qwen.variants.edit.qwen_image_edit"
     yield Family(
-        "qwen:edit", f"{name}:QwenImageEdit", "qwen_image_edit", _qwen, calls=2,
+        "qwen-image:edit", f"{name}:QwenImageEdit", "qwen_image_edit", _qwen, calls=2,
         patches={f"{name}.QwenImageEdit._encode_prompts_with_images": lambda *_, **__: _QWEN_PROMPTS},
         arguments=lambda photo: {"image_paths": [str(photo)]},
     )  # fmt: skip
