@@ -250,7 +250,9 @@ def _dualcache(setting: str) -> Method:
         key, _, text = pair.strip().partition("=")
         name = _ALIASES.get(key, key)
         if name not in DualCacheSettings.__dataclass_fields__:
-            raise ArgumentTypeError(f"'{key}' is no setting of DualCache; there are {', '.join(_ALIASES.values())}")
+            raise ArgumentTypeError(
+                f"'{key}' is no setting of DualCache; there are {', '.join(DualCacheSettings.__dataclass_fields__)}"
+            )
         if name in values:
             raise ArgumentTypeError(f"{name} is given twice")
         values[name] = _setting(name, text.strip())
@@ -260,7 +262,9 @@ def _dualcache(setting: str) -> Method:
 
 #: cache-dit's names of the settings, to ours.
 _ALIASES = {
+    "Fn_compute_blocks": "F",
     "Fn": "F",
+    "Bn_compute_blocks": "B",
     "Bn": "B",
     "residual_diff_threshold": "rdt",
     "max_warmup_steps": "warmup",

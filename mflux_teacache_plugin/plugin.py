@@ -242,12 +242,15 @@ def _notes(choice: Choice, model_config: Any, source: str | None, wanted: Settin
     """What is worth a line before the run."""
     name = source or model_config.model_name
     if choice.match is None:
-        _say(f"there are no coefficients for {name}, so {choice.method} places the computed steps evenly")
+        if isinstance(choice.method, methods.Placed):
+            _say(f"there are no coefficients for {name}, so {choice.method} places the computed steps evenly")
         return
     variant = choice.match.variant
     if wanted.numbers is not None and wanted.numbers != variant.digest:
         _say(f"the numbers of {variant.id} changed since {wanted.origin} was recorded; the image may differ")
-    if not choice.match.exact:
+    if not choice.match.exact and not isinstance(
+        choice.method, (methods.DualCache, methods.SeaCache)
+    ):  # which need none
         taken = "" if source is None else f" (mflux takes it for {model_config.base_model or model_config.model_name})"
         _say(
             f"{name}{taken} is not what {variant.id} was calibrated for; "

@@ -127,6 +127,7 @@ def summary_lines() -> str:
     from mflux_teacache_plugin import report
     from mflux_teacache_plugin.caching.stats import Decision, Generation
     from mflux_teacache_plugin.catalog import packaged_folder
+    from mflux_teacache_plugin.methods import parse
     from mflux_teacache_plugin.variants import read_variant
 
     def steps(count: int, skipped: int = 0, reason: str = "", change: float = 0.0, estimate: float = 0.0) -> Generation:
@@ -140,13 +141,24 @@ def summary_lines() -> str:
     fault = steps(25, skipped=2)
     del fault.decisions[8:]
     fault.fault = "ValueError: an example"
+    blocks = [
+        Decision(step, step > 8, "", step / 200, blocks=name, share=share)
+        for step in range(25)
+        for name, share in (("transformer_blocks", 18 / 57), ("single_transformer_blocks", 37 / 57))
+    ]
+    few = Generation(2, [Decision(step, False, "first step") for step in range(2)])
     lines = [
-        report.summary(steps(25, skipped=6), 0.2, dev),
-        report.summary(steps(25, estimate=0.18), 0.1, dev),
-        report.summary(steps(8, reason="above the fitted range", change=0.251), 0.17, base),
-        report.summary(steps(4, estimate=0.35), 0.2, schnell),
-        report.summary(Generation(2, [Decision(step, False, "first step") for step in range(2)]), 0.2, dev),
-        report.summary(fault, 0.2, dev),
+        report.summary(generation, parse(method), variant)
+        for generation, method, variant in (
+            (steps(25, skipped=6), "0.2", dev),
+            (steps(25, skipped=9), "1.5x", None),
+            (Generation(25, blocks), "dualcache:aggressive", dev),
+            (steps(25, estimate=0.18), "0.1", dev),
+            (steps(8, reason="above the fitted range", change=0.251), "0.17", base),
+            (steps(4, estimate=0.35), "0.2", schnell),
+            (few, "0.2", dev),
+            (fault, "0.2", dev),
+        )
     ]
     return _fenced("".join(f"TeaCache: {line}\n" for line in lines))
 

@@ -2,15 +2,16 @@
 
 import re
 import tomllib
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from mflux_teacache_plugin import demo_model
+from mflux_teacache_plugin.adapters import BUILT_IN
 from mflux_teacache_plugin.catalog import ModelIdentity, load_catalog, packaged_folder
-from mflux_teacache_plugin.variants import Guard, Provenance, Variant, read_variant
+from mflux_teacache_plugin.variants import Guard, Profile, Provenance, StepList, Variant, read_variant
 
 DOCS = Path(__file__).parents[1] / "docs" / "coefficient-files.md"
 SHIPPED = {path.stem: read_variant(path) for path in sorted(packaged_folder().glob("*.toml"))}
@@ -139,6 +140,10 @@ def test_mflux_knows_every_name(id: str, models: dict) -> None:
     assert variant.adapter == next(adapter for start, adapter in families.items() if id.startswith(start))
 
 
+def test_every_file_names_an_adapter_that_there_is() -> None:
+    assert {variant.adapter for variant in SHIPPED.values()} <= {adapter.id for adapter in BUILT_IN}
+
+
 def test_profiles_are_there_for_what_has_been_recorded() -> None:
     assert {id for id, variant in SHIPPED.items() if variant.profile is not None and id != demo_model.NAME} == {
         "flux1-krea-dev",
@@ -241,18 +246,27 @@ def test_the_table_of_shipped_variants() -> None:
     assert written == [row(variant) for variant in SHIPPED.values()]
 
 
+def keys(cls: type, prefix: str = "") -> list[tuple[str, str]]:
+    """Every key of a file as it is written in the table, with its default."""
+    plain = {None: "none", (): "`[]`", False: "`false`", 1: "`1`"}
+    found = []
+    for field in fields(cls):
+        if field.name in TABLES:
+            found += keys(TABLES[field.name], f"{field.name}.")
+        elif field.metadata:
+            required = "required" + (f" in `{SECTIONS[prefix]}`" if prefix in SECTIONS else "")
+            found.append((prefix + field.name, required if field.default is MISSING else plain[field.default]))
+    return found
+
+
+TABLES = {"guard": Guard, "provenance": Provenance, "profile": Profile, "step_lists": StepList}
+#: Of tables that may be left out.
+SECTIONS = {"profile.": "[profile]", "step_lists.": "[[step_lists]]"}
+
+
 def test_every_key_is_documented_with_its_default() -> None:
     written = re.findall(r"^\| `([a-z0-9_.]+)` \| [^|]+ \| ([^|]+) \|", DOCS.read_text(encoding="utf-8"), re.MULTILINE)
-    expected = [("schema", "required")]
-    for prefix, cls in (("", Variant), ("guard.", Guard), ("provenance.", Provenance)):
-        for field in fields(cls):
-            if not field.metadata or isinstance(field.default, Guard):
-                continue
-            default = "required" if not isinstance(field.default, (str, int, tuple, type(None))) else field.default
-            plain = {None: "none", (): "`[]`", False: "`false`", "teacache": '`"teacache"`', 1: "`1`"}
-            expected.append((prefix + field.name, "required" if default == "required" else plain[default]))
-    expected.remove(("provenance", "required"))
-    assert sorted(written) == sorted(expected)
+    assert sorted(written) == sorted([("schema", "required"), *keys(Variant)])
 
 
 def test_the_worked_examples_are_usable(tmp_path: Path) -> None:

@@ -14,9 +14,12 @@ import pytest
 
 from mflux_teacache_plugin import apply_teacache, cli
 from mflux_teacache_plugin import settings as settings_module
+from mflux_teacache_plugin.caching.dualcache import DualCacheSettings
 from mflux_teacache_plugin.caching.stats import Generation
 from mflux_teacache_plugin.catalog import packaged_folder
+from mflux_teacache_plugin.errors import SettingsError
 from mflux_teacache_plugin.host import specs
+from mflux_teacache_plugin.methods import TeaCache, parse
 from mflux_teacache_plugin.report import metadata
 from mflux_teacache_plugin.variants import read_variant
 from tests import regenerate_docs
@@ -142,7 +145,7 @@ def test_no_page_names_a_variable_that_does_not_exist(file: str) -> None:
 
 def test_the_metadata_keys_are_documented() -> None:
     variant = read_variant(packaged_folder() / "flux1-dev.toml")
-    written = set(metadata(Generation(4), 0.2, variant, "some.toml"))
+    written = set(metadata(Generation(4), TeaCache(0.2), variant, "some.toml"))
     read = {value for name, value in vars(settings_module).items() if name.endswith("_KEY")}
     rows = table(OPTIONS, "Metadata")
     assert not (wrong := compared(set(rows), written, "docs/options.md, Metadata")), wrong
@@ -292,7 +295,7 @@ def test_the_example_plugin_runs_on_mflux(stopwatch, connected, tiny, eager, cap
     """And the hooks are called in the order of the diagram."""
     assert connected.distributions["stopwatch"] == "mflux-stopwatch 0.1.0"
     called: dict[str, None] = {}
-    asked_for = ("mflux_models", "mflux_adapters", "mflux_variants", "mflux_gates", "mflux_generation_interrupted")
+    asked_for = ("mflux_models", "mflux_adapters", "mflux_variants", "mflux_methods", "mflux_generation_interrupted")
     of_a_run = [f"@hookimpl\ndef {name}():\n    called['{name}'] = None" for name in _hooks() if name not in asked_for]
     recorder = _module("recorder", "\n".join(["from mflux_teacache_plugin import hookimpl", *of_a_run]), called=called)
     connected.manager.register(recorder)
@@ -326,15 +329,27 @@ def test_the_example_of_testing_a_plugin_runs(stopwatch) -> None:
     exec(marked(HOOKS, "run: manager"), {})
 
 
-def test_the_example_gate_decides(connected, tiny, eager) -> None:
-    plugin = _module("gate_example", marked(HOOKS, "run: gate"))
+def test_the_example_method_decides(connected, tiny, eager) -> None:
+    plugin = _module("method_example", marked(HOOKS, "run: method"))
     connected.manager.register(plugin)
     the_case = case("klein")
     model = the_case.build(tiny)
-    variant = read_variant(packaged_folder() / "flux2-klein-base-4b.toml").replace(gate="every-other")
-    with apply_teacache(model, variant=variant) as handle:
-        the_case.generate(model, tiny)
-    assert [decision.skipped for decision in handle.stats.last.decisions] == [False, True, False, False]
+    with apply_teacache(model, "every:3+reuse") as handle:
+        the_case.generate(model, tiny, num_inference_steps=6)
+    assert str(handle.method) == "every:3+reuse" and str(plugin.every("3")) == "every:3"
+    assert [decision.skipped for decision in handle.stats.last.decisions] == [False, True, True, False, True, False]
+    with pytest.raises(SettingsError, match="every: '0'"):
+        apply_teacache(model, "every:0")
+
+
+def test_every_setting_of_dualcache_is_documented_with_its_default() -> None:
+    rows = re.findall(r"^\| `(\w+)` \| `(\w+)` \| `([\w.-]+)` \|", OPTIONS, re.MULTILINE)
+    fields = DualCacheSettings.__dataclass_fields__
+    assert {ours: default for ours, _, default in rows} == {
+        name: str(field.default).lower().removesuffix(".0") for name, field in fields.items()
+    }
+    for ours, theirs, default in rows:
+        assert parse(f"dualcache:{theirs}={default}") == parse(f"dualcache:{ours}={default}")
 
 
 def test_the_example_adapter_fits_mflux(connected) -> None:
@@ -351,6 +366,18 @@ def test_the_example_adapter_fits_mflux(connected) -> None:
         ).QwenTransformer
         source = inspect.getsource(transformer)
         assert all(f"self.{name} = " in source for name in ("transformer_blocks", "norm_out"))
+
+
+def test_the_short_example_is_enough_for_speed_ups(eager, monkeypatch) -> None:
+    from mflux_teacache_plugin.adapters import Registry
+    from tests.tiny.families import family
+
+    short = _module("short_example", marked(FAMILY, "run: short")).MOSS
+    moss = family("moss-image")
+    monkeypatch.setattr("mflux_teacache_plugin.apply.registry", lambda: Registry([short], {}))
+    with moss.model() as model, apply_teacache(model, "1.5x") as handle:
+        moss.generate(model, ROOT / "docs" / "comparison.png")
+    assert handle.stats.last.fault is None and handle.stats.skipped > 0
 
 
 @pytest.mark.parametrize(("id", "variant"), [("flux1", "flux1-dev"), ("klein-base", "flux2-klein-base-4b")])

@@ -108,7 +108,9 @@ def test_what_texts_mean(text: str, method: methods.Method, canonical: str) -> N
 
 #: cache-dit's names, a value, and ours.
 CACHE_DIT = [
+    ("Fn_compute_blocks", "2", "F", 2),
     ("Fn", "2", "F", 2),
+    ("Bn_compute_blocks", "3", "B", 3),
     ("Bn", "3", "B", 3),
     ("residual_diff_threshold", "0.1", "rdt", 0.1),
     ("max_warmup_steps", "4", "warmup", 4),

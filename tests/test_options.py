@@ -13,9 +13,7 @@ from unittest import mock
 import numpy as np
 import pytest
 
-from mflux_teacache_plugin import hookimpl
-from mflux_teacache_plugin.adapters import Adapter
-from mflux_teacache_plugin.caching.taps import TapPoints
+from mflux_teacache_plugin.adapters import KLEIN
 from mflux_teacache_plugin.host import bridge
 from tests.test_commands import REFUSED
 from tests.tiny import flux2
@@ -27,21 +25,8 @@ pytestmark = pytest.mark.usefixtures("tiny", "eager", "connected")
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = sorted(script.name for script in distribution("mflux").entry_points.select(group="console_scripts"))
 IMAGE_COMMANDS = [name for name in SCRIPTS if name.startswith(("mflux-generate", "mflux-concept", "mflux-upscale"))]
-SUPPORTED = {
-    "mflux-generate",
-    "mflux-generate-controlnet",
-    "mflux-generate-depth",
-    "mflux-generate-fill",
-    "mflux-generate-flux2",
-    "mflux-generate-flux2-edit",
-    "mflux-generate-in-context",
-    "mflux-generate-in-context-catvton",
-    "mflux-generate-in-context-edit",
-    "mflux-generate-kontext",
-    "mflux-generate-redux",
-    "mflux-upscale-controlnet",
-}
-
+SUPPORTED = set(IMAGE_COMMANDS) - set(REFUSED)
+OPTIONS = ("--teacache", "--dualcache", "--seacache", "--teacache-forecast", "--teacache-coefficients")
 
 #: mflux leaves the file of -C open, and Python says so.
 LEFT_OPEN = pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
@@ -103,14 +88,15 @@ def test_help_has_a_group_that_tells_it_from_the_option_of_mflux(command: str, c
     _, _, after = capsys.readouterr().out.partition("\nTeaCache (mflux-teacache-plugin ")
     group = " ".join(after.partition("\n\n")[0].split())
     assert "--teacache [VALUE]" in group
-    assert "--teacache-coefficients PATH" in group
+    assert all(option in group for option in OPTIONS)
     assert "mflux's own --teacache-ratio skips a fixed share of the steps" in group
 
 
 def test_supported_is_what_the_tests_run() -> None:
     from tests.tiny.cases import CASES
 
-    assert {each.command for each in CASES if each.cacheable} == SUPPORTED
+    assert {each.command for each in CASES if each.cacheable} < SUPPORTED
+    assert {each.command for each in CASES if not each.cacheable} < set(REFUSED)
 
 
 def test_capabilities_list_it_everywhere_and_are_stock_afterwards() -> None:
@@ -118,13 +104,13 @@ def test_capabilities_list_it_everywhere_and_are_stock_afterwards() -> None:
 
     bridge.uninstall()
     stock = build_capabilities()
-    assert "teacache_" not in json.dumps(stock) and '"--teacache"' not in json.dumps(stock)
+    assert "teacache_" not in json.dumps(stock) and not any(f'"{option}"' in json.dumps(stock) for option in OPTIONS)
     bridge.install()
     listed = {}
     for command in build_capabilities()["commands"]:
         options = {option["flag"]: option for option in command["options"]}
         listed[command["command"]] = options["--teacache"]
-        assert options["--teacache-coefficients"]["status"] == options["--teacache"]["status"]
+        assert {options[option]["status"] for option in OPTIONS} == {options["--teacache"]["status"]}
     assert sorted(listed) == IMAGE_COMMANDS
     assert {name for name, option in listed.items() if option["status"] == "honored"} == set(IMAGE_COMMANDS) - set(
         REFUSED
@@ -182,11 +168,55 @@ def test_a_bad_value(value: str, capsys, no_weights: list[str]) -> None:
     assert "try 0.2" in message or "use 'off'" in message
 
 
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        ("--teacache 0.5x", "argument --teacache: '0.5x' is not a speed-up above 1x and at most 10x; try 1.5x"),
+        ("--teacache abc", "'abc' is neither a number nor a speed-up nor 'auto' nor 'off'; try 0.2 or 1.5x"),
+        ("--teacache nothing:1", "'nothing' is no method; there are dualcache, seacache"),
+        ("--teacache 0.2+cubic", "'cubic' is no forecast; there are reuse, linear, quadratic"),
+        ("--teacache-forecast cubic", "argument --teacache-forecast: invalid choice: 'cubic'"),
+        ("--dualcache keen", "'keen' is neither a preset (aggressive, conservative) nor of the form F=8,B=0,rdt=0.08"),
+        ("--dualcache rdt=nan", "rdt=nan is not between 0 and 1; try 0.08"),
+        ("--seacache 3", "'3' is not above 0 and at most 2; try 0.3"),
+        ("--teacache 0.2 --dualcache aggressive", "error: --teacache and --dualcache are two methods"),
+        ("--teacache 0.2 --seacache 0.3", "error: --teacache and --seacache are two methods"),
+        ("--dualcache aggressive --seacache 0.3", "error: --dualcache and --seacache are two methods"),
+        (
+            "--teacache 2x",
+            "error: 4 steps at 2x cannot be met\n  cause: the first and the last step are always computed",
+        ),
+        ("--teacache 2x+quadratic", "hint: take at least 8 --steps, or a smaller speed-up"),
+    ],
+)
+def test_what_no_run_can_meet(argv: str, words: str, capsys, no_weights: list[str]) -> None:
+    assert words in refused(capsys, "mflux-generate", *no_weights, "--base-model", "dev", *argv.split())
+
+
+def test_more_blocks_than_there_are(capsys, tiny) -> None:
+    """How many there are is known when the model is loaded."""
+    message = refused(capsys, "mflux-generate", *case("flux1").argv(tiny, "--dualcache", "F=99"))
+    assert message.splitlines()[-3:] == [
+        "error: dualcache: F=99 is more than there is",
+        "  cause: transformer_blocks has 2 blocks",
+        "  hint: take at most F=2",
+    ]
+
+
 def test_a_bad_environment(capsys, no_weights: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MFLUX_TEACACHE", "abc")
     message = refused(capsys, "mflux-generate", *no_weights, "--base-model", "dev")
     assert "MFLUX_TEACACHE: 'abc' is neither a number nor" in message
     assert "hint: set MFLUX_TEACACHE=auto, or unset it" in message
+
+
+def test_a_command_without_an_adapter(capsys, monkeypatch) -> None:
+    for module in ("apply", "plugin"):
+        monkeypatch.setattr(f"mflux_teacache_plugin.{module}.BUILT_IN", (KLEIN,))
+    message = refused(capsys, "mflux-generate-z-image", "--prompt", "x", "--teacache")
+    assert message.startswith(
+        "error: mflux-generate-z-image cannot skip steps\n  cause: no adapter says where its transformer is\n"
+    )
 
 
 @pytest.mark.parametrize("id", ["flux1-concept", "flux1-concept-from-image"])
@@ -195,23 +225,47 @@ def test_attention_maps_cannot_be_skipped(id: str, capsys, tiny) -> None:
     assert message.startswith(f"error: {case(id).command} cannot skip steps\n  cause: its attention maps come from")
 
 
-@pytest.mark.parametrize("explicit", [True, False], ids=["option", "environment"])
-def test_a_model_without_a_variant(explicit: bool, capsys, said, tiny, tmp_path, monkeypatch) -> None:
+def test_a_model_without_coefficients_is_refused_a_threshold(capsys, tiny, tmp_path) -> None:
     klein = case("klein")
-    if explicit:
-        model = str(tmp_path / "nothing")
-        message = refused(capsys, klein.command, *klein.argv(tiny, "--model", model, "--teacache"))
-        assert message.startswith(f"error: there are no coefficients for {model}\n")
-        assert "flux1-dev, flux1-kontext-dev" in message
-        assert f"write {tmp_path}/config/mflux/teacache/<id>.toml with adapter = " in message
-        assert f'models = ["{model}"]' in message
-        return
+    model = str(tmp_path / "nothing")
+    message = refused(capsys, klein.command, *klein.argv(tiny, "--model", model, "--teacache", "0.2"))
+    assert message.startswith(f"error: there are no coefficients for {model}\n")
+    assert "flux1-dev, flux1-kontext-dev" in message
+    assert "ask for a speed-up instead, such as --teacache 1.5x" in message
+    assert f"write {tmp_path}/config/mflux/teacache/<id>.toml with adapter = " in message
+    assert f'models = ["{model}"]' in message
+
+
+@pytest.mark.parametrize("argv", [["--teacache"], ["--teacache", "1.5x"], ["--teacache-forecast", "linear"]])
+def test_a_model_without_coefficients_runs_placed_steps(argv: list[str], capsys, said, tiny) -> None:
+    klein = case("klein")
+    assert "4 steps at 1.5x cannot be met" in refused(capsys, klein.command, *klein.argv(tiny, *argv))
+    plain = klein.run(tiny, "--steps", "6")
+    saved = klein.run(tiny, "--steps", "6", *argv)
+    note, line = said()
+    assert re.fullmatch("there are no coefficients for .*, so 1.5x places the computed steps evenly", note)
+    assert line == "skipped 2 of 6 steps (1.5x)"
+    assert not np.array_equal(saved.pixels, plain.pixels)
+
+
+@pytest.mark.parametrize(
+    ("value", "why"),
+    [
+        ("0.2", "there are no coefficients for "),
+        ("auto", "4 steps at 1.5x cannot be met (the first and the last step are always computed"),
+        ("1.5x", "4 steps at 1.5x cannot be met (the first and the last step are always computed"),
+    ],
+)
+def test_what_the_environment_asks_for_and_cannot_be_is_one_warning(
+    value: str, why: str, said, tiny, monkeypatch
+) -> None:
+    klein = case("klein")
     plain = klein.run(tiny)
     assert said() == []
-    monkeypatch.setenv("MFLUX_TEACACHE", "auto")
+    monkeypatch.setenv("MFLUX_TEACACHE", value)
     saved = klein.run(tiny)
     (warning,) = said()
-    assert warning.startswith("switched off for this run: there are no coefficients for ")
+    assert warning.startswith(f"switched off for this run: {why}")
     assert np.array_equal(saved.pixels, plain.pixels)
 
 
@@ -254,10 +308,13 @@ def test_a_coefficient_file_that_is_not_there(capsys, no_weights, tmp_path) -> N
 @pytest.mark.parametrize(
     ("recorded", "words"),
     [
-        ({"teacache_threshold": True}, "teacache_threshold: 'True' is neither"),
-        ({"teacache_threshold": 0.2, "teacache_variant": 7}, "teacache_variant: 7 is not a string"),
-        ({"teacache_threshold": 0.2, "teacache_variant": "gone"}, "there is no variant 'gone'"),
-        ({"teacache_threshold": 0.2, "teacache_variant": "flux2-klein-4b"}, "flux2-klein-4b does not fit Flux1"),
+        ({"teacache_method": 0.2}, "teacache_method: 0.2 is not a string"),
+        ({"teacache_method": "high"}, "teacache_method: 'high' is neither"),
+        ({"teacache_method": "4x"}, "4 steps at 4x cannot be met"),
+        ({"teacache_method": "0.2", "teacache_variant": 7}, "teacache_variant: 7 is not a string"),
+        ({"teacache_method": "0.2", "teacache_variant": "gone"}, "there is no variant 'gone'"),
+        ({"teacache_method": "0.2", "teacache_variant": "flux2-klein-4b"}, "flux2-klein-4b does not fit Flux1"),
+        ({"teacache_method": "0.2", "teacache_variant": ""}, "there are no coefficients for "),
     ],
 )
 def test_a_sidecar_that_cannot_be_replayed(recorded: dict, words: str, capsys, no_weights, tmp_path) -> None:
@@ -267,24 +324,13 @@ def test_a_sidecar_that_cannot_be_replayed(recorded: dict, words: str, capsys, n
 
 
 @pytest.mark.parametrize("option", ["--step-cache-ratio", "--teacache-ratio"])
-def test_the_step_cache_of_mflux_is_not_combined_with_this_one(option: str, capsys, connected) -> None:
-    """No supported model has mflux's own yet, so a plugin brings an adapter for one that has."""
+def test_the_step_cache_of_mflux_is_not_combined_with_this_one(option: str, capsys) -> None:
     command = "mflux-generate-qwen-2.1"
     with preserved_globals(), mock.patch.object(sys, "argv", [command, "--help"]), pytest.raises(SystemExit):
         entry_point(command)()
     if option not in capsys.readouterr().out:
         pytest.skip("this mflux has no such option")
-    pipeline = vars(sys.modules[entry_point(command).__module__])["QwenImage21"]
-    taps = TapPoints(blocks=("blocks",), signal="signal", signal_argument="x", final="final")
-    adapter = Adapter(id="qwen", pipelines=(f"{pipeline.__module__}:{pipeline.__name__}",), taps=taps, branches=2)
-
-    class Brings:
-        @hookimpl
-        def mflux_adapters(self) -> list[Adapter]:
-            return [adapter]
-
-    connected.manager.register(Brings())
-    message = refused(capsys, command, "--prompt", "x", option, "0.3", "--teacache", "0.2")
+    message = refused(capsys, command, "--prompt", "x", option, "0.3", "--teacache", "1.5x")
     assert message.startswith("error: mflux's own step cache is asked for too\n  hint: use either --teacache or")
 
 
@@ -339,7 +385,7 @@ def test_image_to_image_counts_its_active_steps(mine: Path, said, tiny) -> None:
 def test_the_floor_of_published_coefficients_shows(said, tiny) -> None:
     case("flux1").run(tiny, "--teacache", "0.1")
     _, line = said()
-    reason = r"no step was estimated to change the output by less than (\S+); a higher --teacache skips"
+    reason = r"no step was estimated to change the output by less than (\S+); a higher threshold skips"
     smallest = re.fullmatch(rf"skipped 0 of 4 steps \(threshold 0.1, flux1-dev\): {reason}", line)
     assert smallest is not None, line
     assert float(smallest[1]) >= 0.18, "the polynomial is nowhere lower"
@@ -366,7 +412,7 @@ def test_a_checkpoint_that_only_resembles_is_told(said, tiny) -> None:
     line, _ = said()
     assert line == (
         f"{tiny.checkpoint('dev')} (mflux takes it for black-forest-labs/FLUX.1-dev) is not what flux1-dev was "
-        "calibrated for; look at the pictures before you trust the threshold"
+        "calibrated for; look at the pictures before you trust the setting"
     )
 
 
@@ -399,6 +445,18 @@ def test_little_memory_gives_the_same_picture(id: str, said, tiny, tmp_path) -> 
     assert np.abs(saved.pixels.astype(int) - usual.pixels).max() <= 2
 
 
+def test_dualcache_says_how_often_its_blocks_were_skipped(said, tiny) -> None:
+    case("flux1").run(tiny, "--steps", "6", "--dualcache", "F=1,rdt=0.999,warmup=2")
+    (line,) = said()
+    assert re.fullmatch(
+        r"skipped 2.4 of 6 steps \(dualcache:F=1,B=0,rdt=0.999,warmup=2, flux1-dev\); hit rate 67%, "
+        r"changes min \S+, 25 % \S+, 50 % \S+, 75 % \S+, max \S+",
+        line,
+    ), line
+    case("flux1").run(tiny, "--dualcache", "F=1,rdt=0.000001,warmup=1")
+    assert said()[0].endswith("no list of blocks changed by less than 1e-06; a higher rdt skips")
+
+
 # ---- what it records, and replays ------------------------------------------------------------------------------------
 
 
@@ -409,7 +467,7 @@ def test_the_record_is_flat_in_sidecar_and_exif(mine: Path, tiny) -> None:
 
     saved = case("flux1").run(tiny, "--steps", "6", "--metadata", "--teacache", "0.15")
     expected = {
-        "teacache_threshold": 0.15,
+        "teacache_method": "0.15",
         "teacache_variant": "mine",
         "teacache_numbers": read_variant(mine).digest,
         "teacache_skipped": 2,
@@ -437,6 +495,57 @@ def test_replay_gives_the_same_picture(said, tiny, tmp_path, monkeypatch) -> Non
     assert {k: v for k, v in sidecar(again).items() if k.startswith("teacache")} == {
         k: v for k, v in sidecar(first).items() if k.startswith("teacache")
     }
+
+
+#: Options, what they are recorded as, and how many of twelve steps they skip; None where it depends on the model.
+METHODS = [
+    ("--teacache 2x", "2x", 6),
+    ("--teacache 3x+reuse", "3x+reuse", 8),
+    ("--dualcache aggressive", "dualcache:aggressive", None),
+    ("--dualcache F=1,rdt=0.999,warmup=2", "dualcache:F=1,B=0,rdt=0.999,warmup=2", 6),
+    ("--seacache 0.3", "seacache:0.3", None),
+    ("--seacache 2", "seacache:2", 8),
+    ("--teacache 0.25 --teacache-forecast linear", "0.25+linear", 6),
+]
+
+
+@LEFT_OPEN
+@pytest.mark.parametrize(("options", "recorded", "skipped"), METHODS, ids=[row[0].replace(" ", "") for row in METHODS])
+def test_every_method_is_recorded_and_replayed_to_the_pixel(
+    options: str, recorded: str, skipped: int | None, mine: Path, said, tiny
+) -> None:
+    first = case("flux1").run(tiny, "--steps", "12", "--metadata", *options.split())
+    keys = sidecar(first)
+    assert keys["teacache_method"] == recorded
+    assert keys["teacache_skipped"] + keys["teacache_computed"] == pytest.approx(12)
+    if skipped is not None:
+        assert keys["teacache_skipped"] == skipped
+        assert not np.array_equal(first.pixels, case("flux1").run(tiny, "--steps", "12").pixels)
+    before = said()
+    again = run_command("mflux-generate", ["-C", str(first.path.with_suffix(".metadata.json"))], tiny.folder)
+    assert said() == before
+    assert np.array_equal(again.pixels, first.pixels)
+
+
+def test_the_method_options_are_spelt_outs_of_one(mine: Path, tiny) -> None:
+    for option, value in (("dualcache", "F=1,rdt=0.999,warmup=2"), ("seacache", "2")):
+        one = case("flux1").run(tiny, "--steps", "6", f"--{option}", value)
+        other = case("flux1").run(tiny, "--steps", "6", "--teacache", f"{option}:{value}")
+        assert np.array_equal(one.pixels, other.pixels)
+
+
+@LEFT_OPEN
+def test_a_run_without_a_variant_is_replayed_without_one(said, tiny, tmp_path) -> None:
+    first = case("klein").run(tiny, "--steps", "6", "--metadata", "--teacache", "2x")
+    assert (sidecar(first)["teacache_variant"], sidecar(first)["teacache_numbers"]) == ("", "")
+    write_variant(
+        tmp_path / "config" / "mflux" / "teacache", adapter="klein", models=["flux2"], recommended="3x"
+    )  # is for it by now
+    again = run_command(
+        "mflux-generate-flux2", ["-C", str(first.path.with_suffix(".metadata.json")), "--metadata"], tiny.folder
+    )
+    assert np.array_equal(again.pixels, first.pixels)
+    assert sidecar(again)["teacache_variant"] == ""
 
 
 @LEFT_OPEN

@@ -106,11 +106,6 @@ PLACED = (
         refuses=_refuse_noise,
     ),
     Adapter(
-        id="ernie-image",
-        pipelines=(f"{_MODELS}.ernie_image.variants.txt2img.ernie_image:ErnieImage",),
-        predict=("_predict",),
-    ),
-    Adapter(
         id="anima",
         pipelines=(f"{_MODELS}.anima.variants.txt2img.anima:Anima",),
         predict=("_predict",),

@@ -8,7 +8,7 @@ from mflux_teacache_plugin.adapters.cfg import CLASSIFIER_FREE_GUIDANCE
 from mflux_teacache_plugin.caching.taps import TapPoints
 
 QWEN = Adapter(
-    id="qwen",
+    id="qwen-image",
     pipelines=(
         "mflux.models.qwen.variants.txt2img.qwen_image:QwenImage",
         "mflux.models.qwen.variants.edit.qwen_image_edit:QwenImageEdit",

@@ -11,6 +11,7 @@ from typing import Any
 from mflux_teacache_plugin import apply
 from mflux_teacache_plugin.measure import files
 from mflux_teacache_plugin.measure.series import Case, Maker, Shot
+from mflux_teacache_plugin.methods import OFF
 
 #: In a bench's folder: what was made, a JSON line for each shot, in the order of the suite.
 MERGED = "runs.jsonl"
@@ -26,8 +27,8 @@ class Ledger:
     def __init__(self, folder: Path, pictures: Path, rank: int) -> None:
         self._folder, self._pictures = folder, pictures
         self._own = folder / f"runs.rank{rank}.jsonl"
-        self._made_by = [version(name) for name in ("mflux", "mlx", "mflux-teacache-plugin")]
-        self._made_by += [f"{id} {entry.variant.digest}" for id, entry in sorted(apply.catalog().variants.items())]
+        self._versions = [version(name) for name in ("mflux", "mlx", "mflux-teacache-plugin")]
+        self._numbers = [f"{id} {entry.variant.digest}" for id, entry in sorted(apply.catalog().variants.items())]
         self._known: dict[str, dict[str, Any]] = {}
         for file in sorted(folder.glob("runs*.jsonl")):
             for line in file.read_text(encoding="utf-8").splitlines():
@@ -78,5 +79,6 @@ class Ledger:
         return json.dumps({"key": key, "shot": asdict(shot)})
 
     def _key(self, case: Case, setting: str, steps: int, repetition: int) -> str:
-        what = [case.name, case.command.name, case.command.options, setting, steps, repetition, self._made_by]
+        made_by = self._versions + ([] if setting == OFF else self._numbers)  # plain mflux reads no coefficients
+        what = [case.name, case.command.name, case.command.options, setting, steps, repetition, made_by]
         return hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]
