@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from mflux_teacache_plugin import _startup
+from mflux_teacache_plugin.apply import registry
 from mflux_teacache_plugin.calibration import command, traces
 from mflux_teacache_plugin.calibration.record import recording
 from mflux_teacache_plugin.cli import main
@@ -21,6 +22,7 @@ from mflux_teacache_plugin.variants import read_variant
 from tests.test_options import write_variant
 from tests.tiny.cases import Case, case
 from tests.tiny.commands import preserved_globals, run_command
+from tests.tiny.families import FAMILIES
 
 pytestmark = pytest.mark.usefixtures("tiny", "eager")
 
@@ -145,8 +147,6 @@ def test_nothing_is_overwritten_and_nothing_runs_before_that_is_said(calibrate, 
 
 
 def test_recording_leaves_the_picture_and_the_model_alone(tiny):
-    from mflux_teacache_plugin.apply import registry
-
     of = case("klein-base")
     model = of.build(tiny)
     classes = {name: type(module) for name, module in model.transformer.named_modules()}
@@ -160,6 +160,27 @@ def test_recording_leaves_the_picture_and_the_model_alone(tiny):
     assert len(recorder.last.prediction) == of.steps - 1
     assert {name: type(module) for name, module in model.transformer.named_modules()} == classes
     assert not {"_predict", "generate_image"} & set(vars(model))
+
+
+@pytest.mark.parametrize("of", FAMILIES, ids=str)
+def test_every_family_can_be_recorded(of, tiny):
+    """Its outputs, and the signal where it is tapped."""
+    adapter = registry().adapters[of.adapter]
+    with of.model() as model:
+        held = set(vars(model))
+        found = {name: value for cls in type(model).__mro__ for name, value in vars(cls).items() if "predict" in name}
+        _, plain = of.generate(model, tiny.pictures.photo)
+        with recording(model, adapter) as recorder:
+            _, latents = of.generate(model, tiny.pictures.photo)
+        assert np.allclose(plain, latents, atol=1e-4)
+        assert set(vars(model)) == held
+        now = {name: value for cls in type(model).__mro__ for name, value in vars(cls).items() if "predict" in name}
+        assert now == found
+    last = recorder.last
+    rows = list(last.branches[0].values())
+    assert rows and np.isfinite(rows).all()
+    assert {len(row) for row in rows} == {len(last.sigma) - 1}
+    assert ("signal_change" in last.branches[0]) == (adapter.taps is not None)
 
 
 # ---- bad input: one error, before anything runs ----------------------------------------------------------------------

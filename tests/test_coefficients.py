@@ -23,6 +23,8 @@ KONTEXT = [-1.04655119e3, 3.12563399e2, -1.69500694e1, 4.10995971e-1, 3.74537863
 KLEIN_4B = [236.9190176127698, -201.47401360106662, 66.91354236854073, -11.14796738073235, 1.2674506310647067]
 KLEIN_9B = [-523.8412980807129, 530.2492512302608, -177.64385734082498, 20.893264957040557, 0.0]
 KLEIN_BASE = [-1841.022165607874, 848.4417137572868, -131.3554469956159, 8.179509586828413, 0.0]
+QWEN = [-12.954226906135869, 8.883805167578382, -0.9363839862290331, 1.4538816050570036, 0.0]
+QWEN_2512 = [-13.200421839759947, 4.851407025105924, 2.4891133197469846, 0.2453630032662089, 0.0]
 BASE_RANGE = (0.028261402621865273, 0.21984468400478363)
 
 PUBLISHED = {  # id: polynomial, its value at 0.05, 0.1 and 0.2, range, threshold, R²
@@ -34,10 +36,18 @@ PUBLISHED = {  # id: polynomial, its value at 0.05, 0.1 and 0.2, range, threshol
     "flux2-klein-9b": (KLEIN_9B, [0.663561, 0.790753, 0.476747], (0.1315704584121704, 0.44975757598876953), 0.2, 0.471),
     "flux2-klein-base-4b": (KLEIN_BASE, [0.175136, 0.168736, 0.223582], BASE_RANGE, 0.17, 0.106),
     "flux2-klein-base-9b": (KLEIN_BASE, [0.175136, 0.168736, 0.223582], BASE_RANGE, 0.17, None),
+    "qwen-image": (QWEN, [0.071383, 0.143613, 0.303665], (0.04675976472922664, 0.587799896108221), 0.3, 0.849),
+    "qwen-image-2512": (
+        QWEN_2512,
+        [0.019015, 0.052959, 0.166328],
+        (0.08094493952514002, 0.4705715918534816),
+        0.25,
+        0.818,
+    ),
 }
 
 #: Profiles without a polynomial, which this project fitted to traces of others.
-PROFILE_ONLY = ("qwen-image", "qwen-image-2512", "z-image-base")
+PROFILE_ONLY = ("z-image-base",)
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +134,7 @@ def test_mflux_knows_every_name(id: str, models: dict) -> None:
         "flux1": "flux1",
         "flux2-klein-base": "klein-base",
         "flux2": "klein",
-        "qwen": "qwen-image",
+        "qwen": "qwen",
         "z-image": "z-image",
     }
     assert variant.adapter == next(adapter for start, adapter in families.items() if id.startswith(start))
@@ -154,7 +164,7 @@ def test_which_of_mflux_s_models_get_which_variant(models: dict) -> None:
     catalog = load_catalog(environ={}, strict=False)
     for config in {id(config): config for config in models.values()}.values():
         identity = ModelIdentity(None, config.model_name, config.base_model, tuple(config.aliases))
-        if match := catalog.match(identity, {"flux1", "klein", "klein-base", "qwen-image", "z-image"}):
+        if match := catalog.match(identity, {"flux1", "klein", "klein-base", "qwen", "z-image"}):
             found[config.aliases[0]] = match.variant.id if match.exact else f"like {match.variant.id}"
     assert found == {
         "dev": "flux1-dev",

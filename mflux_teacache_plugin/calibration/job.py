@@ -145,13 +145,15 @@ class Calibration:
         if steps < traces.FEWEST_STEPS:
             raise TraceError(f"{steps} steps tell nothing", hint=f"take --steps {traces.FEWEST_STEPS} or more")
         branches = last.branches or [{OUTPUT: last.prediction}]
-        rows = [row for branch in branches for row in branch.values()]
+        rows = list(branches[0].values())
         if not all(len(row) == steps - 1 for row in rows) or not np.isfinite(rows).all():
             raise TraceError(
                 f"{type(model.pipeline).__name__} cannot be recorded",
-                cause=f"{steps} steps gave {sorted({len(row) for row in rows})} finite changes in its guidance branches",
+                cause=f"{steps} steps gave {sorted({len(row) for row in rows})} finite changes",
                 hint="its adapter does not fit, or it takes its steps in another way",
             )
+        # guidance may end before the run does, and its branch with it
+        branches = [branch for branch in branches if all(len(row) == steps - 1 for row in branch.values())]
         pipeline = model.pipeline
         recipe = {
             "variant": self._id,
