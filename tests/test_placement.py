@@ -50,6 +50,13 @@ def test_even_changes_are_placed_evenly():
     assert place([1.0] * 8, 5) == (0, 2, 4, 6, 8)
 
 
+def test_of_placements_with_the_same_largest_change_the_others_are_made_even():
+    changes = [2.0, 2.0, 1.0, 4.0, 1.0, 2.0, 3.0]
+    assert costs(changes, (0, 1, 4, 7)) == [0, 3, 3], "which adds up to as much, but less evenly"
+    assert place(changes, 4) == (0, 2, 4, 7)
+    assert costs(changes, (0, 2, 4, 7)) == [2, 1, 3]
+
+
 def test_where_much_changes_more_is_computed():
     early = place([4.0, 4.0, 4.0, 0.1, 0.1, 0.1, 0.1, 0.1], 5)
     assert early[:4] == (0, 1, 2, 3)
