@@ -134,7 +134,7 @@ def test_mflux_knows_every_name(id: str, models: dict) -> None:
         "flux1": "flux1",
         "flux2-klein-base": "klein-base",
         "flux2": "klein",
-        "qwen": "qwen",
+        "qwen": "qwen-image",
         "z-image": "z-image",
     }
     assert variant.adapter == next(adapter for start, adapter in families.items() if id.startswith(start))
@@ -164,7 +164,7 @@ def test_which_of_mflux_s_models_get_which_variant(models: dict) -> None:
     catalog = load_catalog(environ={}, strict=False)
     for config in {id(config): config for config in models.values()}.values():
         identity = ModelIdentity(None, config.model_name, config.base_model, tuple(config.aliases))
-        if match := catalog.match(identity, {"flux1", "klein", "klein-base", "qwen", "z-image"}):
+        if match := catalog.match(identity, {"flux1", "klein", "klein-base", "qwen-image", "z-image"}):
             found[config.aliases[0]] = match.variant.id if match.exact else f"like {match.variant.id}"
     assert found == {
         "dev": "flux1-dev",
