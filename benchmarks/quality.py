@@ -32,7 +32,7 @@ def main() -> None:
     args = parser.parse_args()
     model, wanted = load(), prompts("benchmark")
     with apply_teacache(model) as handle:
-        own = handle.threshold
+        own = handle.variant.threshold
     thresholds = args.thresholds or [round(own * factor, 4) for factor in (0.5, 0.75, 1, 1.5, 2)]
     rows: list[tuple] = []
     points: dict[str, list[tuple[float, float]]] = {"TeaCache": [], "plain, fewer steps": []}

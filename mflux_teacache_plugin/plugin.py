@@ -146,7 +146,7 @@ def mflux_add_options(parser: ArgumentParser, pipelines: list[type], rejected: M
 def mflux_options_parsed(parser: ArgumentParser, args: Namespace, command: str, pipelines: list[type]) -> None:
     args.teacache_request = None
     try:
-        wanted = settings.resolve(args, os.environ, lambda text: methods.parse(text, apply.parsers()))
+        wanted = settings.resolve(args, os.environ, _parse)
     except TeaCacheError as error:
         refuse(parser, error)
     if wanted is None:
@@ -200,10 +200,15 @@ def mflux_generation_end(model: Any, image: Any | None) -> None:
         _say(report.summary(handle.stats.last, handle.method, handle.variant))
 
 
+def _parse(text: str) -> settings.Value:
+    """The method that a text names, of any plugin's."""
+    return methods.parse(text, apply.parsers())
+
+
 def _ambient() -> Request | None:
     """The environment's wish for a model built in Python; what cannot be done is one warning."""
     try:
-        wanted = settings.resolve(None, os.environ)
+        wanted = settings.resolve(None, os.environ, _parse)
         return None if wanted is None else Request(wanted, apply.catalog(), ArgumentParser())
     except TeaCacheError as error:
         _say_switched_off(error)

@@ -2,6 +2,7 @@
 
 import functools
 import importlib
+import json
 import sys
 from importlib.metadata import distribution
 from unittest import mock
@@ -9,7 +10,8 @@ from unittest import mock
 import pytest
 
 from mflux_teacache_plugin.host import bridge
-from tests.tiny.commands import preserved_globals
+from tests.tiny.commands import preserved_globals, run_command
+from tests.tiny.families import SIDE, family
 
 PROMPT = '{"short_description": "a tiny random picture"}'
 
@@ -136,3 +138,34 @@ def test_where_the_environment_asks_it_is_one_warning(run, monkeypatch, capsys):
         run("mflux-generate-krea2", "--scheduler", "er_sde")
     said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("TeaCache: ")]
     assert len(said) == 1 and "switched off for this run" in said[0] and "er_sde" in said[0]
+
+
+@pytest.mark.usefixtures("eager")
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # mflux leaves the file of -C open
+@pytest.mark.parametrize(
+    ("id", "command", "argv"),
+    [
+        ("lens", "mflux-generate-lens", "--steps 9"),
+        ("anima", "mflux-generate-anima", "--model anima-base --scheduler euler --guidance 3 --steps 9"),
+        ("moss-image", "mflux-generate-moss-image", "--uncond-skip-layers 1 --steps 9"),
+        ("z-image:turbo", "mflux-generate-z-image-turbo", ""),
+    ],
+)
+def test_a_picture_says_what_was_skipped_and_is_made_again_from_its_record(id, command, argv, tiny, capsys):
+    size = ["--width", SIDE, "--height", SIDE, "--seed", 7, "--prompt", "x", "--metadata", *argv.split()]
+    scheduler = ["--scheduler", "euler"] if "euler" in argv else []  # mflux records it nowhere
+    with family(id).installed():
+        bridge.install()
+        try:
+            saved = run_command(command, [str(word) for word in (*size, "--teacache", "1.5x")], tiny.folder)
+            record = json.loads(saved.path.with_suffix(".metadata.json").read_text())
+            path = saved.path.with_suffix(".metadata.json")
+            again = run_command(command, ["-C", str(path), "--metadata", *scheduler], tiny.folder)
+        finally:
+            bridge.uninstall()
+    assert record["teacache_method"] == "1.5x" and (record["teacache_computed"], record["teacache_skipped"]) == (6, 3)
+    repeated = json.loads(again.path.with_suffix(".metadata.json").read_text())
+    assert {k: v for k, v in repeated.items() if "teacache" in k} == {
+        k: v for k, v in record.items() if "teacache" in k
+    }
+    assert capsys.readouterr().err.count("skipped 3 of 9 steps") == 2

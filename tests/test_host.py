@@ -378,7 +378,7 @@ class EveryGate:
 
 
 @pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # mflux leaves the file of -C open
-def test_mflux_methods(connect: Connect, tiny, capsys) -> None:
+def test_mflux_methods(connect: Connect, tiny, capsys, monkeypatch) -> None:
     class Brings:
         @hookimpl
         def mflux_variants(self) -> list[Variant]:
@@ -405,6 +405,13 @@ def test_mflux_methods(connect: Connect, tiny, capsys) -> None:
     again = run_command("mflux-generate", ["-C", str(record)], tiny.folder)
     assert np.array_equal(saved.pixels, again.pixels)
     assert "4 steps are too few for every:5" in refused("--teacache", "every:5")
+    bridge.uninstall()
+
+    connect(Brings())
+    monkeypatch.setenv("MFLUX_TEACACHE", "every:2")
+    model = case("flux1").build(tiny)  # as a Python script does
+    assert str(apply.handle_of(model).method) == "every:2"
+    monkeypatch.delenv("MFLUX_TEACACHE")
     bridge.uninstall()
 
     connect()

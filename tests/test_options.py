@@ -504,8 +504,8 @@ METHODS = [
     ("--dualcache aggressive", "dualcache:aggressive", None),
     ("--dualcache F=1,rdt=0.999,warmup=2", "dualcache:F=1,B=0,rdt=0.999,warmup=2", 6),
     ("--seacache 0.3", "seacache:0.3", None),
-    ("--seacache 2", "seacache:2", 8),
-    ("--teacache 0.25 --teacache-forecast linear", "0.25+linear", 6),
+    ("--seacache 2", "seacache:2", 9),
+    ("--teacache 0.25 --teacache-forecast linear", "0.25+linear", 7),
 ]
 
 
@@ -527,7 +527,7 @@ def test_every_method_is_recorded_and_replayed_to_the_pixel(
     assert np.array_equal(again.pixels, first.pixels)
 
 
-def test_the_method_options_are_spelt_outs_of_one(mine: Path, tiny) -> None:
+def test_an_option_of_its_own_is_the_method_by_name(mine: Path, tiny) -> None:
     for option, value in (("dualcache", "F=1,rdt=0.999,warmup=2"), ("seacache", "2")):
         one = case("flux1").run(tiny, "--steps", "6", f"--{option}", value)
         other = case("flux1").run(tiny, "--steps", "6", "--teacache", f"{option}:{value}")

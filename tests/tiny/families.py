@@ -9,6 +9,7 @@ answers with random latents and a grey picture. Everything in between is mflux's
 """
 
 import contextlib
+import functools
 import importlib
 import importlib.util
 from collections.abc import Callable, Iterator
@@ -75,26 +76,42 @@ class Family:
         return getattr(importlib.import_module(_MODELS + module), name)
 
     @contextlib.contextmanager
-    def model(self) -> Iterator[Any]:
-        """The pipeline, ready to generate; the patches hold within the block."""
-        from mflux.callbacks.callback_registry import CallbackRegistry
-        from mflux.models.common.compute_precision import ComputePrecision
+    def installed(self) -> Iterator[None]:
+        """Within the block the pipeline's constructor, in mflux's commands too, makes it tiny, whatever it is given."""
         from mflux.models.common.config.model_config import ModelConfig
+
+        pipeline = self.pipeline_class
+
+        @functools.wraps(pipeline.__init__)
+        def __init__(model: Any, *_: Any, **options: Any) -> None:
+            if isinstance(model, nn.Module):
+                nn.Module.__init__(model)
+            self._fill(model, options.get("model_config") or getattr(ModelConfig, self.config)())
 
         with contextlib.ExitStack() as stack:
             stack.enter_context(shrunk(self.rules))
             stack.enter_context(mock.patch.object(ModelConfig, "precision", mx.float32))
+            stack.enter_context(mock.patch.object(pipeline, "__init__", __init__))
             for name, value in self.patches.items():
                 stack.enter_context(mock.patch(_MODELS + name, value))
-            mx.random.seed(3)
-            model = self.pipeline_class.__new__(self.pipeline_class)
-            if isinstance(model, nn.Module):
-                nn.Module.__init__(model)
-            held = dict.fromkeys(("bits", "lora_paths", "lora_scales", "tiling_config", "text_encoder", "fonts_dir"))
-            held |= {"prompt_cache": {}, "tokenizers": _Anything(), "float32": False, "bake_lora": True}
-            held |= {"compute_precision": ComputePrecision(None), "callbacks": CallbackRegistry(), "vae": Vae()}
-            _hold(model, {**held, "model_config": getattr(ModelConfig, self.config)(), **self.build()})
-            yield model
+            yield
+
+    @contextlib.contextmanager
+    def model(self) -> Iterator[Any]:
+        """The pipeline, ready to generate; the patches hold within the block."""
+        with self.installed():
+            yield self.pipeline_class()
+
+    def _fill(self, model: Any, model_config: Any) -> None:
+        from mflux.callbacks.callback_registry import CallbackRegistry
+        from mflux.models.common.compute_precision import ComputePrecision
+
+        mx.random.seed(3)
+        held = dict.fromkeys(("bits", "lora_paths", "lora_scales", "tiling_config", "text_encoder", "fonts_dir"))
+        held |= {"prompt_cache": {}, "tokenizers": _Anything(), "float32": False, "bake_lora": True}
+        held |= {"compute_precision": ComputePrecision(None), "callbacks": CallbackRegistry(), "vae": Vae()}
+        for name, value in {**held, "model_config": model_config, **self.build()}.items():
+            setattr(model, name, _randomized(value) if isinstance(value, nn.Module) else value)
 
     def generate(self, model: Any, photo: Path, steps: int = STEPS, **more: Any) -> tuple[Any, mx.array]:
         """mflux's GeneratedImage, of so many steps, and the latents that were to be decoded."""
@@ -131,11 +148,6 @@ class Vae:
         return mx.zeros((1, 3, SIDE, SIDE))
 
     decode_packed_latents = decode
-
-
-def _hold(model: Any, values: dict[str, Any]) -> None:
-    for name, value in values.items():
-        setattr(model, name, _randomized(value) if isinstance(value, nn.Module) else value)
 
 
 class _Anything(dict):
