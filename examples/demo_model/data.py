@@ -47,13 +47,16 @@ UNSEEN, UNSEEN_SEED = 256, 1  # pictures held out
 
 @dataclass(frozen=True)
 class Places:
-    """Where shapes can lie: their sides in cells, by the number of shapes, and the grid of their corners in cells."""
+    """Where shapes can lie, in cells: their sides by the number of shapes, the grid of their corners, and the gap."""
 
     sides: dict[int, tuple[int, ...]]
     stride: int
+    gap: int
 
 
-WIDE, NARROW = Places({1: (3, 4, 5), 2: (3,), 3: (3,)}, 1), Places({1: (3, 4), 2: (3,), 3: (3,)}, 2)
+WIDE = Places({1: (3, 4, 5), 2: (3,), 3: (3,)}, stride=1, gap=1)
+NARROW = Places({1: (3, 4), 2: (3,), 3: (3,)}, stride=2, gap=1)
+QUARTERS = Places({1: (4, 6), 2: (4,), 3: (4,)}, stride=4, gap=0)  # or one large shape in the middle
 
 
 @dataclass(frozen=True)
@@ -144,13 +147,14 @@ def dots(rng: np.random.Generator) -> np.ndarray:
 
 
 @cache
-def layouts(count: int, side: int, stride: int) -> list[tuple[tuple[int, int], ...]]:
-    """Every way to place so many shapes with a free cell between them: (row, column) of their first cells."""
-    corners = product(range(0, CELLS - side + 1, stride), repeat=2)
+def layouts(count: int, side: int, stride: int, gap: int) -> list[tuple[tuple[int, int], ...]]:
+    """Every way to place so many shapes: (row, column) of their first cells."""
+    free = CELLS - side
+    corners = product(range(free % stride // 2, free + 1, stride), repeat=2)
     return [
         chosen
         for chosen in combinations(corners, count)
-        if all(max(abs(a - c), abs(b - d)) > side for (a, b), (c, d) in combinations(chosen, 2))
+        if all(max(abs(a - c), abs(b - d)) >= side + gap for (a, b), (c, d) in combinations(chosen, 2))
     ]
 
 
@@ -164,7 +168,7 @@ def draw(scene: Scene, rng: np.random.Generator, places: Places) -> np.ndarray:
         picture += choices[rng.integers(len(choices))][..., None] * (second - ground)
     count = COUNTS.index(scene.count) + 1
     side = int(rng.choice(places.sides[count]))
-    choices = layouts(count, side, places.stride)
+    choices = layouts(count, side, places.stride, places.gap)
     for row, column in choices[rng.integers(len(choices))]:
         part = picture[row * CELL : (row + side) * CELL, column * CELL : (column + side) * CELL]
         part += mask(scene.shape, side * CELL)[..., None] * (color - part)
@@ -172,7 +176,7 @@ def draw(scene: Scene, rng: np.random.Generator, places: Places) -> np.ndarray:
 
 
 def render(
-    count: int, seed: int | tuple[int, ...], forbidden: frozenset[str], places: Places = WIDE
+    count: int, seed: int | tuple[int, ...], forbidden: frozenset[str], places: Places = QUARTERS
 ) -> tuple[np.ndarray, list[str]]:
     """Pictures (count, SIZE, SIZE, 3) uint8 and their captions."""
     rng = np.random.default_rng(seed)
@@ -182,4 +186,4 @@ def render(
 
 def unseen() -> tuple[np.ndarray, list[str]]:
     """Pictures and captions for held-out figures; no training draws from this seed."""
-    return render(UNSEEN, UNSEEN_SEED, frozenset(), NARROW)
+    return render(UNSEEN, UNSEEN_SEED, frozenset(), QUARTERS)

@@ -25,7 +25,7 @@ def prepare(folder: Path) -> None:
     """Write the latents' basis, and every caption encoded."""
     if (folder / "prepared.pt").exists():
         return
-    pictures, _ = data.render(BASIS_PICTURES, BASIS_SEED, data.held_out())
+    pictures, _ = data.render(BASIS_PICTURES, BASIS_SEED, data.held_out(), data.WIDE)
     tokenizer = text.build_tokenizer()
     known = [text.NO_CAPTION, *(scene.caption for scene in data.scenes())]
     content = {

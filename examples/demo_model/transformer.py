@@ -30,7 +30,7 @@ BATCH, MUON_RATE, ADAMW_RATE, WARM_UP = 32, 3e-3, 1.5e-3, 100
 SEED = 3  # of the pictures, with the step
 DROPPED = 0.1  # share of pictures trained without their caption
 SIGMA_MEAN, SIGMA_SPREAD, SIGMA_UNIFORM = 1.7, 1.3, 0.1  # logit-normal, and the share drawn uniformly instead
-WIDE_UNTIL = 0.33  # share of the training that draws shapes of every size anywhere
+LESSONS = ((0.0, data.WIDE), (0.33, data.NARROW), (0.45, data.QUARTERS))  # each from a share of the training on
 CHECK_EVERY, DRAW_EVERY = 200, 400  # steps
 
 
@@ -101,7 +101,7 @@ class Training:
 
     def batch(self, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         """Tokens (BATCH, 64, 128), text (BATCH, 12, 96) and sigmas (BATCH,)."""
-        places = data.WIDE if self.progress < WIDE_UNTIL else data.NARROW
+        places = next(places for start, places in reversed(LESSONS) if self.progress >= start)
         pictures, captions = data.render(BATCH, (SEED, self.state["step"]), self.forbidden, places)
         draws = torch.rand(3, BATCH, generator=generator)
         rows = torch.where(draws[0] < DROPPED, 0, torch.tensor([self.row[caption] for caption in captions]))

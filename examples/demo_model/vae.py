@@ -124,7 +124,7 @@ class Training:
 
     def batch(self) -> tuple[Tensor, Tensor]:
         """Latents (BATCH, CHANNELS, LATENT, LATENT) and pictures (BATCH, 3, SIZE, SIZE) in [-1, 1]."""
-        pictures, _ = data.render(BATCH, (SEED, self.state["step"]), self.forbidden)
+        pictures, _ = data.render(BATCH, (SEED, self.state["step"]), self.forbidden, data.WIDE)
         return project(self.basis, pictures), pixels_of(pictures)
 
     def loss(self, side: str) -> Tensor:
