@@ -25,7 +25,7 @@ SMALLEST = 90  # pixels of a component that counts
 EDGE = 4  # pixels of the picture's border that tell the background's colours
 LEAST_SHARE = 0.07  # of the border, for a colour to be one of the background's two
 LEAST_OVERLAP = 0.75  # intersection over union with the best outline, else "blob"
-LEAST_AGREEMENT = 0.85  # of the background's pixels with the best pattern, else "mottled"
+LEAST_AGREEMENT = 0.85  # of the background's pixels with the best pattern, else "plain"
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,12 @@ def name_pattern(second: np.ndarray, visible: np.ndarray) -> str:
     same = (cells[whole, None] == quarters.reshape(4, CELL, CELL)).mean((2, 3))
     agreement["dotted"] = same.max(1).mean() if whole.any() else 0.0
     best = max(agreement, key=agreement.get)
-    return best if agreement[best] >= LEAST_AGREEMENT else "mottled"
+    return best if agreement[best] >= LEAST_AGREEMENT else "plain"
+
+
+def figures_on(labels: np.ndarray, ground: list[int]) -> np.ndarray:
+    """Where something other than the background's colours is, without thin lines: (SIZE, SIZE)."""
+    return ndimage.binary_opening(~np.isin(labels, ground), iterations=2)
 
 
 def describe(picture: np.ndarray) -> Counter[Thing]:
@@ -90,14 +95,15 @@ def describe(picture: np.ndarray) -> Counter[Thing]:
     border[EDGE:-EDGE, EDGE:-EDGE] = False
     ranked = Counter(labels[border].tolist()).most_common(2)
     ground = [color for color, count in ranked if count >= LEAST_SHARE * border.sum()]
-    figures = ndimage.binary_opening(~np.isin(labels, ground), iterations=2)
     pattern = "plain"
     if len(ground) == 2:
-        visible = ~ndimage.binary_dilation(figures, iterations=3)
+        visible = ~ndimage.binary_dilation(figures_on(labels, ground), iterations=3)
         pattern = name_pattern(labels == ground[1], visible)
+        if pattern == "plain":  # the border's second colour is a shape's
+            ground = ground[:1]
     called = ground[:1] if pattern == "dotted" else ground
     things = Counter([Thing(frozenset(names[color] for color in called), f"{pattern} background")])
-    components, count = ndimage.label(figures)
+    components, count = ndimage.label(figures_on(labels, ground))
     for component in range(1, count + 1):
         figure = components == component
         if figure.sum() >= SMALLEST:

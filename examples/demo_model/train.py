@@ -1,6 +1,6 @@
 """Train the demo model from nothing: text encoder, VAE and transformer, then the exported model.
 
-    python train.py --minutes 75 --out DIR
+    python train.py --minutes 78 --out DIR
 
 Every stage leaves its result in DIR and is skipped when that is there; the two trainings go on from their last
 checkpoint. Stopping and starting again therefore costs at most a minute.
@@ -38,7 +38,7 @@ def prepare(folder: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--minutes", type=float, default=75, help="of the transformer's training")
+    parser.add_argument("--minutes", type=float, default=78, help="of the transformer's training")
     parser.add_argument("--vae-minutes", type=float, default=28, help="of the VAE's, at the same time")
     parser.add_argument("--out", type=Path, required=True, help="where checkpoints and plots go")
     parser.add_argument("--mflux-python", default=sys.executable, help="interpreter that has mflux, if not this one")

@@ -30,7 +30,7 @@ BATCH, MUON_RATE, ADAMW_RATE, WARM_UP = 32, 3e-3, 1.5e-3, 100
 SEED = 3  # of the pictures, with the step
 DROPPED = 0.1  # share of pictures trained without their caption
 SIGMA_MEAN, SIGMA_SPREAD, SIGMA_UNIFORM = 1.7, 1.3, 0.1  # logit-normal, and the share drawn uniformly instead
-LESSONS = ((0.0, data.WIDE), (0.33, data.NARROW), (0.45, data.QUARTERS))  # each from a share of the training on
+LESSONS = ((0.0, data.WIDE), (0.33, data.NARROW), (0.475, data.QUARTERS))  # each from a share of the training on
 CHECK_EVERY, DRAW_EVERY = 200, 400  # steps
 
 
