@@ -1,21 +1,26 @@
-"""Procedural pictures with captions: flat coloured shapes on a flat or striped background.
+"""Procedural pictures with captions: flat coloured shapes on a flat, striped, checked or dotted background.
 
-A caption names colours, shapes, counts and whether something is striped. Everything else (position, size, rotation,
-the stripes' second colour, angle, period and phase) is left open, so that the noise has to decide it.
+Everything lies on the grid of the transformer's tokens, so that each of them shows one of a few tiles, which a small
+model learns. A caption names count, colour and shape, the background's pattern and mostly its colour. Everything else
+(where the shapes lie, their size, the pattern's second colour, direction and phase, the place of each dot) is left
+open, so that the noise has to decide it.
 """
 
 import math
 import tomllib
-from functools import partial
-from multiprocessing import Pool
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from itertools import combinations, product
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw
-from tqdm import tqdm
 
-SIZE = 128  # pixels per side
-OVERSAMPLING = 3  # pictures are drawn this much larger and averaged down, for anti-aliased edges
+SIZE, CELL = 128, 16  # pixels per side of a picture, and of a token
+CELLS = SIZE // CELL
+HALF = CELL // 2
+OVERSAMPLING = 8  # masks are drawn this much larger and averaged down, for anti-aliased edges
 
 COLORS = {
     "red": (215, 35, 35),
@@ -29,14 +34,53 @@ COLORS = {
 }
 SHAPES = ("circle", "square", "triangle", "star", "ring", "heart")
 COUNTS = ("a", "two", "three")
+PATTERNS = ("plain", "striped", "checked", "dotted")
 
-STARTER_RADII, STARTER_OFFSET = (34, 48), 10  # of the first lessons: one large shape near the centre, pixels
-KINDS = ("one", "one striped", "one on stripes", "two", "three", "pair")  # of scene; the curriculum weighs them
-SHARES = (0.44, 0.11, 0.11, 0.12, 0.10, 0.12)  # of each kind in the data set
-RADII = {1: (24, 44), 2: (19, 29), 3: (15, 22)}  # pixels, by the number of shapes in the picture
+COUNT_SHARES = (0.70, 0.18, 0.12)
+PATTERN_SHARES = (0.40, 0.18, 0.14, 0.28)
+OPEN_SHARE = 0.3  # of patterned backgrounds whose colour the caption leaves out
 
 MODEL = Path(__file__).with_name("flux2-klein-base-demo")  # what ships
 PROMPTS = MODEL / "prompts.toml"
+UNSEEN, UNSEEN_SEED = 256, 1  # pictures held out
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where shapes can lie, in cells: their sides by the number of shapes, the grid of their corners, and the gap."""
+
+    sides: dict[int, tuple[int, ...]]
+    stride: int
+    gap: int
+
+
+WIDE = Places({1: (3, 4, 5), 2: (3,), 3: (3,)}, stride=1, gap=1)
+NARROW = Places({1: (3, 4), 2: (3,), 3: (3,)}, stride=2, gap=1)
+QUARTERS = Places({1: (4, 6), 2: (4,), 3: (4,)}, stride=4, gap=0)  # or one large shape in the middle
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What a caption says; without a ground, the background's colour is open."""
+
+    count: str
+    color: str
+    shape: str
+    pattern: str
+    ground: str | None
+
+    @property
+    def caption(self) -> str:
+        figure = f"{self.count} {self.color} {self.shape}{'' if self.count == 'a' else 's'}"
+        backdrop = [word for word in (self.pattern, self.ground) if word and word != "plain"]
+        return " ".join([figure, "on a", *backdrop, "background"])
+
+
+def scenes() -> Iterator[Scene]:
+    """Every scene that there is."""
+    for count, color, shape, pattern, ground in product(COUNTS, COLORS, SHAPES, PATTERNS, (*COLORS, None)):
+        if ground != color and (ground or pattern != "plain"):
+            yield Scene(count, color, shape, pattern, ground)
 
 
 def held_out() -> frozenset[str]:
@@ -44,122 +88,102 @@ def held_out() -> frozenset[str]:
     return frozenset(entry["prompt"] for group in tomllib.loads(PROMPTS.read_text()).values() for entry in group)
 
 
-def outline(shape: str, radius: float, angle: float) -> np.ndarray:
-    """The shape's polygon around the origin, (points, 2) in pixels; y points down."""
-    if shape in ("circle", "ring"):
-        turns, lengths = np.linspace(0, 2 * math.pi, 72, endpoint=False), 1.0
-    elif shape == "square":
-        turns, lengths = math.pi / 4 + np.arange(4) * math.pi / 2, 1.1
-    elif shape == "triangle":
-        turns, lengths = -math.pi / 2 + np.arange(3) * 2 * math.pi / 3, 1.15
-    elif shape == "star":
-        turns, lengths = -math.pi / 2 + np.arange(10) * math.pi / 5, np.tile([1.2, 0.5], 5)
+def choose(rng: np.random.Generator, forbidden: frozenset[str]) -> Scene:
+    """A random scene whose caption is not forbidden."""
+    while True:
+        count, pattern = str(rng.choice(COUNTS, p=COUNT_SHARES)), str(rng.choice(PATTERNS, p=PATTERN_SHARES))
+        color, ground = (str(c) for c in rng.permutation(list(COLORS))[:2])
+        left_open = pattern != "plain" and rng.random() < OPEN_SHARE
+        scene = Scene(count, color, str(rng.choice(SHAPES)), pattern, None if left_open else ground)
+        if scene.caption not in forbidden:
+            return scene
+
+
+def outline(shape: str) -> np.ndarray:
+    """The shape's polygon in the square from -1 to 1, (points, 2); y points down."""
+    turns = np.linspace(0, 2 * math.pi, 72, endpoint=False)
+    if shape == "square":
+        return 0.85 * np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]])
+    if shape == "triangle":
+        return np.array([[0, -0.95], [0.95, 0.85], [-0.95, 0.85]])
+    if shape == "star":
+        turns = -math.pi / 2 + np.arange(10) * math.pi / 5
+        lengths = np.tile([1.0, 0.42], 5)[:, None]
+        return lengths * np.stack([np.cos(turns), np.sin(turns)], axis=1) + (0, 0.05)
+    if shape == "heart":
+        curve = 13 * np.cos(turns) - 5 * np.cos(2 * turns) - 2 * np.cos(3 * turns) - np.cos(4 * turns)
+        return np.stack([16 * np.sin(turns) ** 3, -curve - 2.5], axis=1) / 17
+    return 0.95 * np.stack([np.cos(turns), np.sin(turns)], axis=1)
+
+
+@cache
+def mask(shape: str, side: int) -> np.ndarray:
+    """How much of each pixel the shape covers, in a square of so many pixels: (side, side)."""
+    sheet = Image.new("L", (side * OVERSAMPLING,) * 2)
+    pen = ImageDraw.Draw(sheet)
+    for scale, fill in ((1.0, 255), (0.5, 0)) if shape == "ring" else ((1.0, 255),):
+        pen.polygon([tuple(point) for point in (scale * outline(shape) + 1) / 2 * sheet.width], fill=fill)
+    return np.asarray(sheet.reduce(OVERSAMPLING), np.float32) / 255
+
+
+@cache
+def repeated(pattern: str) -> list[np.ndarray]:
+    """Where the second colour of a striped or checked background can be: masks (SIZE, SIZE)."""
+    fine = (np.arange(SIZE * OVERSAMPLING) + 0.5) / OVERSAMPLING
+    y, x = np.meshgrid(fine, fine, indexing="ij")
+    if pattern == "striped":
+        sheets = [(along + phase) % CELL < HALF for along in (x, y, x + y, x - y) for phase in (0, HALF)]
     else:
-        t = np.linspace(0, 2 * math.pi, 72, endpoint=False)
-        x, y = 16 * np.sin(t) ** 3, -(13 * np.cos(t) - 5 * np.cos(2 * t) - 2 * np.cos(3 * t) - np.cos(4 * t))
-        turns, lengths = np.arctan2(y, x), np.hypot(x, y) / 15.5
-    turns = turns + angle
-    return radius * np.stack([lengths * np.cos(turns), lengths * np.sin(turns)], axis=1)
+        sheets = [(x // side + y // side + phase) % 2 for side in (HALF, CELL) for phase in (0, 1)]
+    blocks = (SIZE, OVERSAMPLING, SIZE, OVERSAMPLING)
+    return [sheet.reshape(blocks).mean((1, 3), dtype=np.float32) for sheet in sheets]
 
 
-class Painter:
-    """One picture being drawn, OVERSAMPLING times as large as it will be."""
-
-    def __init__(self, rng: np.random.Generator):
-        self.rng = rng
-        self.side = SIZE * OVERSAMPLING
-        self.image = Image.new("RGB", (self.side, self.side))
-
-    def tone(self, color: str) -> tuple[int, ...]:
-        """The named colour, a little off."""
-        return tuple(int(v) for v in np.clip(np.asarray(COLORS[color]) + self.rng.normal(0, 5, 3), 0, 255))
-
-    def paper(self, color: str, second: str | None) -> Image.Image:
-        """A full-size sheet in one colour, or with stripes of a second one."""
-        sheet = Image.new("RGB", (self.side, self.side), self.tone(color))
-        if second:
-            period, angle = self.rng.uniform(11, 18) * OVERSAMPLING, self.rng.uniform(0, math.pi)
-            along, across = np.array([math.cos(angle), math.sin(angle)]), np.array([-math.sin(angle), math.cos(angle)])
-            pen, tone, half = ImageDraw.Draw(sheet), self.tone(second), 0.21 * period
-            for offset in np.arange(-self.side, self.side, period) + self.rng.uniform(0, period):
-                middle = self.side / 2 + across * offset
-                ends = [middle - along * self.side, middle + along * self.side]
-                corners = [
-                    ends[0] - across * half,
-                    ends[1] - across * half,
-                    ends[1] + across * half,
-                    ends[0] + across * half,
-                ]
-                pen.polygon([tuple(c) for c in corners], fill=tone)
-        return sheet
-
-    def paste(self, sheet: Image.Image, shape: str, x: float, y: float, radius: float) -> None:
-        """Cut the shape out of the sheet and put it at (x, y), in pixels of the final picture."""
-        angle = self.rng.uniform(-0.3, 0.3)
-        mask = Image.new("L", self.image.size, 0)
-        pen = ImageDraw.Draw(mask)
-        centre = np.array([x, y])
-        pen.polygon([tuple(p) for p in (outline(shape, radius, angle) + centre) * OVERSAMPLING], fill=255)
-        if shape == "ring":
-            pen.polygon([tuple(p) for p in (outline(shape, 0.55 * radius, 0) + centre) * OVERSAMPLING], fill=0)
-        self.image.paste(sheet, (0, 0), mask)
-
-    def finish(self) -> np.ndarray:
-        return np.asarray(self.image.reduce(OVERSAMPLING))
+def dots(rng: np.random.Generator) -> np.ndarray:
+    """Where the second colour of a dotted background is: a dot in each cell, in one of its four quarters."""
+    quarters = np.zeros((CELLS * CELLS, 4, HALF, HALF), np.float32)
+    quarters[np.arange(CELLS * CELLS), rng.integers(4, size=CELLS * CELLS)] = mask("circle", HALF)
+    return quarters.reshape(CELLS, CELLS, 2, 2, HALF, HALF).transpose(0, 2, 4, 1, 3, 5).reshape(SIZE, SIZE)
 
 
-def places(rng: np.random.Generator, count: int) -> list[tuple[float, float, float]]:
-    """Centres and radii (x, y, r) of shapes that do not touch, in pixels."""
-    while True:
-        chosen: list[tuple[float, float, float]] = []
-        for _ in range(100):
-            r = rng.uniform(*RADII[count])
-            x, y = rng.uniform(1.1 * r, SIZE - 1.1 * r, 2)
-            if all(math.hypot(x - u, y - v) > 1.15 * (r + q) for u, v, q in chosen):
-                chosen.append((x, y, r))
-            if len(chosen) == count:
-                return chosen
+@cache
+def layouts(count: int, side: int, stride: int, gap: int) -> list[tuple[tuple[int, int], ...]]:
+    """Every way to place so many shapes: (row, column) of their first cells."""
+    free = CELLS - side
+    corners = product(range(free % stride // 2, free + 1, stride), repeat=2)
+    return [
+        chosen
+        for chosen in combinations(corners, count)
+        if all(max(abs(a - c), abs(b - d)) >= side + gap for (a, b), (c, d) in combinations(chosen, 2))
+    ]
 
 
-def draw(seed: int, forbidden: frozenset[str], starter: bool = False) -> tuple[np.ndarray, str, int]:
-    """Picture (SIZE, SIZE, 3) uint8, caption, and index of its kind; a starter is a plain one, large and centred."""
-    rng = np.random.default_rng(seed)
-    kind = 0 if starter else int(rng.choice(len(KINDS), p=SHARES))
-    name = KINDS[kind]
-    while True:
-        ground, first, other, spare = (str(c) for c in rng.permutation(list(COLORS))[:4])
-        shape, second_shape = (str(s) for s in rng.choice(SHAPES, 2, replace=False))
-        backdrop = f"on a {'striped ' if name == 'one on stripes' else ''}{ground} background"
-        if name == "pair":
-            caption = f"a {first} {shape} and a {other} {second_shape} {backdrop}"
-        elif name in ("two", "three"):
-            caption = f"{name} {first} {shape}s {backdrop}"
-        else:
-            caption = f"a {'striped ' if name == 'one striped' else ''}{first} {shape} {backdrop}"
-        if caption not in forbidden:
-            break
-    painter = Painter(rng)
-    painter.image = painter.paper(ground, spare if name == "one on stripes" else None)
-    count = {"two": 2, "pair": 2, "three": 3}.get(name, 1)
-    spots = places(rng, count)
-    if starter:
-        spots = [(*(SIZE / 2 + rng.uniform(-STARTER_OFFSET, STARTER_OFFSET, 2)), rng.uniform(*STARTER_RADII))]
-    for index, place in enumerate(spots):
-        paired = name == "pair" and index == 1
-        sheet = painter.paper(other if paired else first, spare if name == "one striped" else None)
-        painter.paste(sheet, second_shape if paired else shape, *place)
-    return painter.finish(), caption, kind
+def draw(scene: Scene, rng: np.random.Generator, places: Places) -> np.ndarray:
+    """A picture of the scene, (SIZE, SIZE, 3) uint8."""
+    free = [color for color in rng.permutation(list(COLORS)) if color not in (scene.color, scene.ground)]
+    ground, second, color = (np.float32(COLORS[name]) for name in (scene.ground or free.pop(), free.pop(), scene.color))
+    picture = np.tile(ground, (SIZE, SIZE, 1))
+    if scene.pattern != "plain":
+        choices = repeated(scene.pattern) if scene.pattern != "dotted" else [dots(rng)]
+        picture += choices[rng.integers(len(choices))][..., None] * (second - ground)
+    count = COUNTS.index(scene.count) + 1
+    side = int(rng.choice(places.sides[count]))
+    choices = layouts(count, side, places.stride, places.gap)
+    for row, column in choices[rng.integers(len(choices))]:
+        part = picture[row * CELL : (row + side) * CELL, column * CELL : (column + side) * CELL]
+        part += mask(scene.shape, side * CELL)[..., None] * (color - part)
+    return picture.round().astype(np.uint8)
 
 
 def render(
-    count: int, first_seed: int, starter: bool = False, processes: int = 2
-) -> tuple[np.ndarray, list[str], np.ndarray]:
-    """Pictures (count, SIZE, SIZE, 3) uint8, their captions, and kinds (count,)."""
-    pictures, captions, kinds = np.empty((count, SIZE, SIZE, 3), np.uint8), [], np.empty(count, np.int64)
-    painted = partial(draw, forbidden=held_out(), starter=starter)
-    with Pool(processes) as pool:
-        results = pool.imap(painted, range(first_seed, first_seed + count), chunksize=64)
-        for index, (picture, caption, kind) in enumerate(tqdm(results, "pictures", count, mininterval=5)):
-            pictures[index], kinds[index] = picture, kind
-            captions.append(caption)
-    return pictures, captions, kinds
+    count: int, seed: int | tuple[int, ...], forbidden: frozenset[str], places: Places = QUARTERS
+) -> tuple[np.ndarray, list[str]]:
+    """Pictures (count, SIZE, SIZE, 3) uint8 and their captions."""
+    rng = np.random.default_rng(seed)
+    chosen = [choose(rng, forbidden) for _ in range(count)]
+    return np.stack([draw(scene, rng, places) for scene in chosen]), [scene.caption for scene in chosen]
+
+
+def unseen() -> tuple[np.ndarray, list[str]]:
+    """Pictures and captions for held-out figures; no training draws from this seed."""
+    return render(UNSEEN, UNSEEN_SEED, frozenset(), QUARTERS)

@@ -18,9 +18,12 @@ def orthogonalize(matrices: Tensor) -> Tensor:
     tall = matrices.shape[1] > matrices.shape[2]
     x = matrices.mT if tall else matrices
     x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
-    for _ in range(ITERATIONS):
-        gram = x @ x.mT
-        x = a * x + (b * gram + c * gram @ gram) @ x
+    identity = torch.eye(x.shape[1])
+    gram, turn = x @ x.mT, identity
+    for _ in range(ITERATIONS):  # on the small square matrices: x becomes turn @ x
+        factor = a * identity + b * gram + c * gram @ gram
+        turn, gram = factor @ turn, factor @ gram @ factor
+    x = turn @ x
     return x.mT if tall else x
 
 

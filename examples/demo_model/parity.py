@@ -33,7 +33,7 @@ def noise(folder: Path) -> None:
 
 
 def reference(folder: Path) -> None:
-    """Write text (2, 16, 96), tokens before and after every step (steps + 1, 64, 128) and the picture."""
+    """Write text (2, 12, 96), tokens before and after every step (steps + 1, 64, 128) and the picture."""
     import sampling
     import text
     import torch

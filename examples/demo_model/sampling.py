@@ -17,11 +17,11 @@ from vae import CHANNELS, LATENT, PATCH, VARIANCE, load
 
 SIDE = LATENT // 2  # image tokens per side
 STEPS, GUIDANCE = 25, 4.0
-SEEDS_PER_PROMPT = 2
+SEEDS_PER_PROMPT = 1
 
 
 def token_ids() -> tuple[Tensor, Tensor]:
-    """Positions (time, row, column, word) of the image tokens (64, 4) and of the text tokens (16, 4)."""
+    """Positions (time, row, column, word) of the image tokens (64, 4) and of the text tokens (12, 4)."""
     image = torch.zeros(SIDE * SIDE, 4)
     image[:, 1] = torch.arange(SIDE * SIDE) // SIDE
     image[:, 2] = torch.arange(SIDE * SIDE) % SIDE
@@ -47,7 +47,7 @@ def sample(
     guidance: float = GUIDANCE,
     watch: Callable[[Tensor], None] = lambda tokens: None,
 ) -> Tensor:
-    """Denoise tokens (n, 64, 128) under texts (n, 16, 96), guided away from nothing (1, 16, 96).
+    """Denoise tokens (n, 64, 128) under texts (n, 12, 96), guided away from nothing (1, 12, 96).
 
     Every step's tokens are shown to watch.
     """
@@ -89,6 +89,6 @@ def grid_of_pictures(model: nn.Module, folder: Path, group: str = "benchmark") -
     )
     tokens = sample(model, noise, texts[1:].repeat(SEEDS_PER_PROMPT, 1, 1), texts[:1])
     vae = load(folder) if (folder / "vae.pt").exists() else None
-    pictures = to_pixels(unpack(tokens), vae, torch.load(folder / "latents.pt", mmap=True)["basis"])
+    pictures = to_pixels(unpack(tokens), vae, torch.load(folder / "prepared.pt")["basis"])
     rows = pictures.reshape(SEEDS_PER_PROMPT, len(prompts), *pictures.shape[1:])
     return Image.fromarray(np.concatenate([np.concatenate(row, axis=1) for row in rows]))

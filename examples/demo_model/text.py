@@ -8,15 +8,15 @@ and 27) are the words themselves with some context mixed in.
 from pathlib import Path
 
 import torch
-from data import COLORS, COUNTS, SHAPES
+from data import COLORS, COUNTS, PATTERNS, SHAPES
 from torch import nn
 from transformers import Qwen2Tokenizer, Qwen3Config, Qwen3ForCausalLM, Qwen3Model
 
-TEXT_TOKENS = 16
+TEXT_TOKENS = 12
 LAYERS_READ = (9, 18, 27)  # hidden states that mflux and diffusers concatenate
 NO_CAPTION = " "  # what mflux encodes for the unconditional branch of guidance
 START, END, PAD = "<|im_start|>", "<|im_end|>", "<|endoftext|>"
-WORDS = (*COLORS, *SHAPES, *COUNTS, "striped", "and", "on", "background")
+WORDS = (*COLORS, *SHAPES, *COUNTS, *PATTERNS[1:], "on", "background")
 TEMPLATE = (  # the shortest that leaves one token for an empty caption
     "{% for message in messages %}" + START + "{% if message['content'] | trim %}"
     " {{ message['content'] | trim }}{% endif %}{% endfor %}"

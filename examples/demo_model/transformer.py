@@ -1,25 +1,18 @@
-"""The FLUX.2 Klein-base transformer, small, and its training by flow matching.
-
-While the VAE trains beside it, the transformer trains in one process; then in two, which average their gradients. On
-shared cores that is faster than one process with two threads, which wait for each other in every operation.
-"""
+"""The FLUX.2 Klein-base transformer, small, and its training by flow matching, on one thread beside the VAE's."""
 
 import math
 import time
 from pathlib import Path
-from subprocess import Popen
-from tempfile import TemporaryDirectory
 
 import data
 import matplotlib.pyplot as plt
-import numpy as np
 import torch
 from diffusers import Flux2Transformer2DModel
 from muon import Muon
 from sampling import grid_of_pictures, token_ids
 from torch import Tensor, nn
 from tqdm import tqdm
-from vae import VARIANCE
+from vae import VARIANCE, project
 
 GEOMETRY = {
     "num_layers": 2,
@@ -28,18 +21,16 @@ GEOMETRY = {
     "num_attention_heads": 3,
     "joint_attention_dim": 96,
     "timestep_guidance_channels": 64,
-    "mlp_ratio": 3.0,
+    "mlp_ratio": 2.0,
     "axes_dims_rope": [8, 24, 24, 8],
 }
 FIXED = {"patch_size": 1, "in_channels": 128, "rope_theta": 2000, "guidance_embeds": False}  # as in every FLUX.2
 
 BATCH, MUON_RATE, ADAMW_RATE, WARM_UP = 32, 3e-3, 1.5e-3, 100
+SEED = 3  # of the pictures, with the step
 DROPPED = 0.1  # share of pictures trained without their caption
-SIGMA_MEAN, SIGMA_SPREAD, SIGMA_UNIFORM = 1.4, 1.2, 0.1  # logit-normal, and the share drawn uniformly instead
-FIRST_SHARES = (0.70, 0.30, 0.0, 0.0, 0.0, 0.0, 0.0)  # of starters, then of data.KINDS
-EARLY_SHARES = (0.0, 0.76, 0.06, 0.06, 0.06, 0.0, 0.06)
-FINAL_SHARES = (0.58, 0.12, 0.10, 0.06, 0.08, 0.02, 0.04)
-LESSONS = (0.1, 0.3, 0.5)  # shares of the training at which the first, early and final mixtures are reached
+SIGMA_MEAN, SIGMA_SPREAD, SIGMA_UNIFORM = 1.7, 1.3, 0.1  # logit-normal, and the share drawn uniformly instead
+LESSONS = ((0.0, data.WIDE), (0.33, data.NARROW), (0.475, data.QUARTERS))  # each from a share of the training on
 CHECK_EVERY, DRAW_EVERY = 200, 400  # steps
 
 
@@ -70,20 +61,14 @@ def pack(latents: Tensor) -> Tensor:
 
 
 class Training:
-    """Resumable from its checkpoint; the learning rate and the curriculum follow the minutes spent."""
+    """Resumable from its checkpoint; the learning rate follows the minutes spent."""
 
-    def __init__(self, folder: Path, minutes: float, rank: int = 0, processes: int = 1):
+    def __init__(self, folder: Path, minutes: float):
         torch.set_num_threads(1)
-        self.rank, self.processes = rank, processes
         self.folder, self.file, self.seconds = folder, folder / "transformer.pt", 60 * minutes
-        self.starters = torch.load(folder / "starter.pt", mmap=True)["latents"]
-        self.latents = torch.load(folder / "latents.pt", mmap=True)["latents"]
-        texts = torch.load(folder / "embeddings.pt")
-        self.embeddings = texts["embeddings"]  # row 0: no caption
-        self.rows = torch.cat([texts["starter"], texts["rows"]])
-        kinds = torch.cat([torch.zeros(len(self.starters)), torch.load(folder / "captions.pt")["kinds"] + 1])
-        self.by_kind = [torch.nonzero(kinds == kind).flatten() for kind in range(len(data.KINDS) + 1)]
-        self.checked, self.checked_rows = pack(torch.load(folder / "held_out.pt")["latents"]), texts["held_out"]
+        prepared = torch.load(folder / "prepared.pt")
+        self.basis, self.row, self.embeddings = prepared["basis"], prepared["row"], prepared["embeddings"]
+        self.forbidden, (self.checked, self.checked_captions) = data.held_out(), data.unseen()
         self.model = build()
         hidden = [p for n, p in self.model.named_parameters() if p.ndim == 2 and "transformer_blocks" in n]
         others = [p for p in self.model.parameters() if all(p is not h for h in hidden)]
@@ -115,20 +100,15 @@ class Training:
         self.file.with_suffix(".tmp").replace(self.file)
 
     def batch(self, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        """Tokens (BATCH, 64, 128), text (BATCH, 16, 96) and sigmas (BATCH,)."""
-        mixtures = zip(FIRST_SHARES, EARLY_SHARES, FINAL_SHARES, strict=True)
-        shares = torch.tensor([np.interp(self.progress, LESSONS, mixture) for mixture in mixtures])
-        kinds = torch.multinomial(shares, BATCH, replacement=True, generator=generator)
-        draws = torch.rand(4, BATCH, generator=generator)
-        members = [self.by_kind[kind] for kind in kinds]
-        picked = torch.stack([m[int(d * len(m))] for m, d in zip(members, draws[0].tolist(), strict=True)])
-        rows = torch.where(draws[1] < DROPPED, 0, self.rows[picked])
-        quantiles = ((torch.arange(BATCH) + draws[2]) / BATCH).clamp(1e-4, 1 - 1e-4)  # stratified
+        """Tokens (BATCH, 64, 128), text (BATCH, 12, 96) and sigmas (BATCH,)."""
+        places = next(places for start, places in reversed(LESSONS) if self.progress >= start)
+        pictures, captions = data.render(BATCH, (SEED, self.state["step"]), self.forbidden, places)
+        draws = torch.rand(3, BATCH, generator=generator)
+        rows = torch.where(draws[0] < DROPPED, 0, torch.tensor([self.row[caption] for caption in captions]))
+        quantiles = ((torch.arange(BATCH) + draws[1]) / BATCH).clamp(1e-4, 1 - 1e-4)  # stratified
         sigmas = torch.sigmoid(SIGMA_MEAN + SIGMA_SPREAD * torch.special.ndtri(quantiles))
-        sigmas = torch.where(draws[3] < SIGMA_UNIFORM, draws[2], sigmas)
-        first = len(self.starters)
-        latents = [self.starters[p] if p < first else self.latents[p - first] for p in picked.tolist()]
-        return pack(torch.stack(latents)), self.embeddings[rows], sigmas
+        sigmas = torch.where(draws[2] < SIGMA_UNIFORM, draws[1], sigmas)
+        return pack(project(self.basis, pictures)), self.embeddings[rows], sigmas
 
     @staticmethod
     def loss(model: nn.Module, tokens: Tensor, texts: Tensor, sigmas: Tensor, noise: Tensor) -> Tensor:
@@ -139,7 +119,7 @@ class Training:
         return (velocity - (noise - tokens)).square().mean((1, 2))
 
     def step(self) -> float:
-        generator = torch.Generator().manual_seed(2 * self.state["step"] + self.rank)
+        generator = torch.Generator().manual_seed(self.state["step"])
         tokens, texts, sigmas = self.batch(generator)
         noise = torch.randn(tokens.shape, generator=generator)
         loss = self.loss(self.model, tokens, texts, sigmas, noise).mean()
@@ -147,8 +127,6 @@ class Training:
         now = time.monotonic()
         self.state["elapsed"] += now - self.last
         self.last = now
-        if self.processes > 1:
-            self.share()
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         decay = min(1.0, (1 - self.progress) / 0.7)  # constant for the first 30 %, then down to zero
         for rate, optimizer in self.optimizers.items():
@@ -160,32 +138,17 @@ class Training:
         torch._foreach_lerp_(list(self.average.values()), list(self.model.state_dict().values()), 1 - keep)
         return float(loss.detach())
 
-    def share(self) -> None:
-        """Average the gradients, and the time spent, over the processes."""
-        gradients = [weight.grad for weight in self.model.parameters()]
-        message = torch.cat([*(g.flatten() for g in gradients), torch.tensor([self.state["elapsed"]])])
-        torch.distributed.all_reduce(message)
-        *means, elapsed = (message / self.processes).split([*(g.numel() for g in gradients), 1])
-        for gradient, mean in zip(gradients, means, strict=True):
-            gradient.copy_(mean.view_as(gradient))
-        self.state["elapsed"] = float(elapsed)
-
     @torch.no_grad()
     def check(self) -> dict[str, float]:
         """Held-out loss of the average, on fixed noise and evenly spread sigmas, also by quarter of sigma."""
-        model = self.averaged()
-        count = len(self.checked)
+        model, count = self.averaged(), len(self.checked)
         generator = torch.Generator().manual_seed(1)
-        noise = torch.randn(self.checked.shape, generator=generator)
+        tokens = pack(project(self.basis, self.checked))
+        texts = self.embeddings[[self.row[caption] for caption in self.checked_captions]]
+        noise = torch.randn(tokens.shape, generator=generator)
         sigmas = torch.linspace(0.03, 0.97, count)[torch.randperm(count, generator=generator)]
-        losses = torch.cat(
-            [
-                self.loss(
-                    model, self.checked[part], self.embeddings[self.checked_rows[part]], sigmas[part], noise[part]
-                )
-                for part in torch.arange(count).split(BATCH)
-            ]
-        )
+        parts = zip(*(content.split(64) for content in (tokens, texts, sigmas, noise)), strict=True)
+        losses = torch.cat([self.loss(model, *part) for part in parts])
         quarters = {f"q{q + 1}": float(losses[(4 * sigmas).long() == q].mean()) for q in range(4)}
         return {"held_out": float(losses.mean()), **quarters}
 
@@ -210,41 +173,21 @@ class Training:
         figure.savefig(self.folder / "loss.png", dpi=100)
         plt.close(figure)
 
-    def run(self, companion: Popen | None = None) -> None:
-        """Train until the minutes are spent, or until the companion process has ended."""
-        bar = tqdm(total=round(self.seconds), desc="transformer", unit="s", mininterval=10, disable=self.rank > 0)
+    def run(self) -> None:
+        """Train until the minutes are spent."""
+        bar = tqdm(total=round(self.seconds), desc="transformer", unit="s", mininterval=10)
         recent, self.last = [], time.monotonic()
-        while self.progress < 1 and (companion is None or companion.poll() is None):
+        while self.progress < 1:
             recent.append(self.step())
             bar.update(round(self.state["elapsed"]) - bar.n)
-            if self.rank == 0 and (self.state["step"] % CHECK_EVERY == 0 or self.progress == 1):
-                entry = {
-                    "minute": self.state["elapsed"] / 60,
-                    "step": self.state["step"],
-                    "train": sum(recent) / len(recent),
-                }
-                self.state["history"].append({k: round(v, 4) for k, v in {**entry, **self.check()}.items()})
+            if self.state["step"] % CHECK_EVERY == 0 or self.progress == 1:
+                spent = {"minute": self.state["elapsed"] / 60, "step": self.state["step"]}
+                entry = {**spent, "train": sum(recent) / len(recent), **self.check()}
+                self.state["history"].append({key: round(value, 4) for key, value in entry.items()})
                 bar.set_postfix(self.state["history"][-1])
                 recent.clear()
                 self.save()
                 self.plot()
-            if self.rank == 0 and (self.state["step"] % DRAW_EVERY == 0 or self.progress == 1):
-                grid_of_pictures(self.averaged(), self.folder).save(
-                    self.folder / f"samples-{self.state['step']:05}.png"
-                )
-        if self.rank == 0:
-            self.save()
-
-
-def _worker(rank: int, processes: int, folder: Path, minutes: float, meeting: str) -> None:
-    torch.distributed.init_process_group("gloo", f"file://{meeting}", rank=rank, world_size=processes)
-    Training(folder, minutes, rank, processes).run()
-    torch.distributed.destroy_process_group()
-
-
-def train(folder: Path, minutes: float, companion: Popen, processes: int = 2) -> None:
-    """Alone beside the companion, then in several processes, until the minutes are spent."""
-    Training(folder, minutes).run(companion)
-    with TemporaryDirectory() as meeting:
-        arguments = (processes, folder, minutes, f"{meeting}/processes")
-        torch.multiprocessing.spawn(_worker, arguments, nprocs=processes)
+            if self.state["step"] % DRAW_EVERY == 0 or self.progress == 1:
+                picture = grid_of_pictures(self.averaged(), self.folder)
+                picture.save(self.folder / f"samples-{self.state['step']:05}.png")

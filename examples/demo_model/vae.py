@@ -9,6 +9,7 @@ import math
 import time
 from pathlib import Path
 
+import data
 import numpy as np
 import torch
 from data import SIZE
@@ -22,13 +23,17 @@ CHANNELS, PATCH = 32, 8  # latent channels, pixels per latent position and side
 LATENT = SIZE // PATCH  # latent positions per side
 VARIANCE = 0.25  # of the latents, over all channels; the batch norm statistics say the same
 LOG_VARIANCE = -12.0  # of the encoder's posterior: practically its mean
-BATCH, PEAK_RATE = 4, 1.5e-3
+BATCH, PEAK_RATE, SEED = 4, 1.5e-3, 2
+
+
+def pixels_of(pictures: np.ndarray) -> Tensor:
+    """Pictures (n, SIZE, SIZE, 3) uint8 as the VAE takes them: (n, 3, SIZE, SIZE) in [-1, 1]."""
+    return torch.from_numpy(pictures).float().div(127.5).sub(1).permute(0, 3, 1, 2)
 
 
 def patches(pictures: np.ndarray) -> Tensor:
     """Pictures (n, SIZE, SIZE, 3) uint8 as rows of pixels in [-1, 1]: (n, LATENT, LATENT, 3 * PATCH**2)."""
-    pixels = torch.from_numpy(pictures).float().div(127.5).sub(1)
-    grid = pixels.reshape(-1, LATENT, PATCH, LATENT, PATCH, 3).permute(0, 1, 3, 5, 2, 4)
+    grid = pixels_of(pictures).reshape(-1, 3, LATENT, PATCH, LATENT, PATCH).permute(0, 2, 4, 1, 3, 5)
     return grid.reshape(-1, LATENT, LATENT, 3 * PATCH**2)
 
 
@@ -51,8 +56,7 @@ def fit_basis(pictures: np.ndarray) -> dict[str, Tensor]:
 def project(basis: dict[str, Tensor], pictures: np.ndarray) -> Tensor:
     """Latents (n, CHANNELS, LATENT, LATENT)."""
     weights = basis["directions"] / basis["power"].sqrt() * basis["spread"]
-    parts = [pictures[start : start + 500] for start in range(0, len(pictures), 500)]
-    return torch.cat([((patches(part) - basis["mean"]) @ weights).permute(0, 3, 1, 2) for part in parts])
+    return ((patches(pictures) - basis["mean"]) @ weights).permute(0, 3, 1, 2)
 
 
 def build() -> AutoencoderKLFlux2:
@@ -84,10 +88,8 @@ class Training:
     def __init__(self, folder: Path, minutes: float):
         torch.manual_seed(1)
         self.file, self.seconds = folder / "vae.pt", 60 * minutes
-        cache = torch.load(folder / "latents.pt", mmap=True)
-        self.latents, self.spread = cache["latents"], cache["basis"]["spread"].view(1, -1, 1, 1)
-        self.pictures = np.load(folder / "pictures.npy", mmap_mode="r")
-        self.checked = torch.load(folder / "held_out.pt")
+        self.basis, self.checked = torch.load(folder / "prepared.pt")["basis"], data.unseen()[0][:32]
+        self.spread, self.forbidden = self.basis["spread"].view(1, -1, 1, 1), data.held_out()
         self.vae = build()
         self.weights = {"decoder": [], "encoder": []}
         for name, weight in self.vae.named_parameters():
@@ -122,9 +124,8 @@ class Training:
 
     def batch(self) -> tuple[Tensor, Tensor]:
         """Latents (BATCH, CHANNELS, LATENT, LATENT) and pictures (BATCH, 3, SIZE, SIZE) in [-1, 1]."""
-        rows = np.random.default_rng((2, self.state["step"])).integers(0, len(self.pictures), BATCH)
-        pixels = torch.from_numpy(self.pictures[rows]).float().div(127.5).sub(1).permute(0, 3, 1, 2)
-        return self.latents[torch.from_numpy(rows)].float(), pixels
+        pictures, _ = data.render(BATCH, (SEED, self.state["step"]), self.forbidden, data.WIDE)
+        return project(self.basis, pictures), pixels_of(pictures)
 
     def loss(self, side: str) -> Tensor:
         latents, pixels = self.batch()
@@ -169,8 +170,7 @@ class Training:
         """Held-out figures of the average: decoding and round trip in dB, and the encoder's relative error."""
         vae = build().eval()
         vae.load_state_dict(self.average)
-        pixels = self.checked["pictures"][:32].float().div(127.5).sub(1).permute(0, 3, 1, 2)
-        latents = self.checked["latents"][:32].float()
+        pixels, latents = pixels_of(self.checked), project(self.basis, self.checked)
         encoded = self.encode(vae, pixels)
         return {
             "minute": round(self.state["elapsed"] / 60, 1),
