@@ -9,11 +9,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NoReturn
 
-from mflux_teacache_plugin import apply, demo_model, methods, report, settings
+from mflux_teacache_plugin import apply, choices, demo_model, methods, report, settings
 from mflux_teacache_plugin.adapters import BUILT_IN, Adapter
-from mflux_teacache_plugin.apply import Choice
 from mflux_teacache_plugin.caching.forecast import ORDERS
 from mflux_teacache_plugin.catalog import Catalog
+from mflux_teacache_plugin.choices import Choice
 from mflux_teacache_plugin.errors import TeaCacheError, UnsupportedModelError
 from mflux_teacache_plugin.host.specs import hookimpl
 from mflux_teacache_plugin.methods import Parser
@@ -39,10 +39,10 @@ class Request:
     parser: ArgumentParser
 
     def choose(self, pipeline: type, model_config: Any, source: str | None, args: Namespace | None) -> Choice:
-        """What the model will run with. Raises what `apply.choose` does."""
+        """What the model will run with. Raises what `choices.choose` does."""
         wanted = self.wanted
         options = {} if args is None else vars(args)
-        choice = apply.choose(
+        choice = choices.choose(
             pipeline,
             model_config,
             source,
@@ -92,7 +92,7 @@ def mflux_methods() -> Mapping[str, Parser]:
 @hookimpl(optionalhook=True)
 def mflux_add_options(parser: ArgumentParser, pipelines: list[type], rejected: MutableMapping[str, str]) -> None:
     group = parser.add_argument_group(f"TeaCache (mflux-teacache-plugin {version('mflux-teacache-plugin')})")
-    known = apply.parsers()
+    known = choices.parsers()
 
     def method(text: str) -> settings.Value:
         return methods.parse(text, known)
@@ -156,7 +156,7 @@ def mflux_options_parsed(parser: ArgumentParser, args: Namespace, command: str, 
     except TeaCacheError as error:
         return impossible(wanted, parser, error)
     try:
-        args.teacache_request = Request(wanted, apply.catalog(wanted.coefficients), parser)
+        args.teacache_request = Request(wanted, choices.catalog(wanted.coefficients), parser)
     except TeaCacheError as error:
         refuse(parser, error)  # a broken file of the user's is an error, whoever asked
 
@@ -202,14 +202,14 @@ def mflux_generation_end(model: Any, image: Any | None) -> None:
 
 def _parse(text: str) -> settings.Value:
     """The method that a text names, of any plugin's."""
-    return methods.parse(text, apply.parsers())
+    return methods.parse(text, choices.parsers())
 
 
 def _ambient() -> Request | None:
     """The environment's wish for a model built in Python; what cannot be done is one warning."""
     try:
         wanted = settings.resolve(None, os.environ, _parse)
-        return None if wanted is None else Request(wanted, apply.catalog(), ArgumentParser())
+        return None if wanted is None else Request(wanted, choices.catalog(), ArgumentParser())
     except TeaCacheError as error:
         _say_switched_off(error)
         return None
@@ -220,8 +220,8 @@ def _check_command(args: Namespace, command: str, pipelines: list[type], wanted:
     if (reason := _why_not(pipelines)) is not None:
         raise UnsupportedModelError(f"{command} cannot skip steps", cause=reason, hint="run it without --teacache")
     for pipeline in pipelines:
-        for adapter in apply.serving_adapters(pipeline).values():
-            apply.check_run(adapter, pipeline, None, vars(args))
+        for adapter in choices.serving_adapters(pipeline).values():
+            choices.check_run(adapter, pipeline, None, vars(args))
             if wanted.method is not None:
                 wanted.method.check_steps(_steps(adapter, args))
 
@@ -230,7 +230,7 @@ def _why_not(pipelines: list[type]) -> str | None:
     """Why no pipeline of a command can skip steps, or None."""
     try:
         for pipeline in pipelines:
-            apply.serving_adapters(pipeline)
+            choices.serving_adapters(pipeline)
     except UnsupportedModelError as error:
         return error.cause
     return None

@@ -9,8 +9,9 @@ import pytest
 from mlx.utils import tree_flatten
 
 from mflux_teacache_plugin.adapters import BUILT_IN, KLEIN, KLEIN_BASE, Registry, flux1
-from mflux_teacache_plugin.apply import apply_teacache, registry
+from mflux_teacache_plugin.apply import apply_teacache
 from mflux_teacache_plugin.caching import step_cache
+from mflux_teacache_plugin.choices import registry
 from mflux_teacache_plugin.errors import UnsupportedModelError
 from mflux_teacache_plugin.variants import Guard
 from tests.support import ALWAYS, NEVER, a_variant

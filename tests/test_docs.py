@@ -353,7 +353,7 @@ def test_every_setting_of_dualcache_is_documented_with_its_default() -> None:
 
 
 def test_the_example_adapter_fits_mflux(connected) -> None:
-    from mflux_teacache_plugin.apply import registry
+    from mflux_teacache_plugin.choices import registry
 
     plugin = _module("adapter_example", marked(FAMILY, "run: adapter"))
     connected.manager.register(plugin)
@@ -374,7 +374,7 @@ def test_the_short_example_is_enough_for_speed_ups(eager, monkeypatch) -> None:
 
     short = _module("short_example", marked(FAMILY, "run: short")).MOSS
     moss = family("moss-image")
-    monkeypatch.setattr("mflux_teacache_plugin.apply.registry", lambda: Registry([short], {}))
+    monkeypatch.setattr("mflux_teacache_plugin.choices.registry", lambda: Registry([short], {}))
     with moss.model() as model, apply_teacache(model, "1.5x") as handle:
         moss.generate(model, ROOT / "docs" / "comparison.png")
     assert handle.stats.last.fault is None and handle.stats.skipped > 0

@@ -13,12 +13,13 @@ from mlx import nn
 from mlx.utils import tree_flatten
 
 from mflux_teacache_plugin.adapters import BUILT_IN, placed
-from mflux_teacache_plugin.apply import apply_teacache, registry
+from mflux_teacache_plugin.apply import apply_teacache
 from mflux_teacache_plugin.caching import dualcache, step_cache
 from mflux_teacache_plugin.caching.forecast import Forecast
 from mflux_teacache_plugin.caching.gate import relative_change
 from mflux_teacache_plugin.caching.step_cache import PredictionCache
 from mflux_teacache_plugin.caching.taps import swap_call
+from mflux_teacache_plugin.choices import registry
 from mflux_teacache_plugin.errors import UnsupportedModelError
 from mflux_teacache_plugin.methods import Placed
 from mflux_teacache_plugin.variants import Provenance, Variant

@@ -13,7 +13,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mflux_teacache_plugin import _startup, apply, hookimpl
+from mflux_teacache_plugin import _startup, apply, choices, hookimpl
 from mflux_teacache_plugin.adapters import FLUX1, Adapter
 from mflux_teacache_plugin.caching.gate import Change, Gate, Run, Verdict
 from mflux_teacache_plugin.cli import main
@@ -583,7 +583,7 @@ def test_debug_shows_where_a_plugin_failed(package, connect, tiny, monkeypatch) 
 
 def _patched() -> dict[str, Any]:
     """The namespaces of everything that is patched, and of what could be."""
-    points = [*bridge.PATCH_POINTS, *(name.split(":") for name in apply.registry().pipelines())]
+    points = [*bridge.PATCH_POINTS, *(name.split(":") for name in choices.registry().pipelines())]
     classes = {}
     for module, name in points:
         found = getattr(importlib.import_module(module), name.partition(".")[0])

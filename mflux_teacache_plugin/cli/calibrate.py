@@ -9,7 +9,7 @@ from importlib.resources import files as resources
 from pathlib import Path
 from typing import Any
 
-from mflux_teacache_plugin import apply, demo_model
+from mflux_teacache_plugin import choices, demo_model
 from mflux_teacache_plugin.calibration import sweep
 from mflux_teacache_plugin.calibration.job import Calibration, Outcome, Plan
 from mflux_teacache_plugin.cli import fit, output
@@ -86,7 +86,7 @@ def run(args: argparse.Namespace) -> int:
         folder=args.folder,
         force=args.force,
     )
-    outcome = Calibration(plan, apply.catalog()).run()
+    outcome = Calibration(plan, choices.catalog()).run()
     if outcome is not None:
         _print(outcome, args.format)
     return 0
@@ -120,7 +120,7 @@ def check_setting(setting: str) -> None:
     from mflux_teacache_plugin import methods
 
     try:
-        if isinstance(methods.parse(setting, apply.parsers()), str):
+        if isinstance(methods.parse(setting, choices.parsers()), str):
             raise ArgumentTypeError(f"'{setting}' is no setting to try")
     except ArgumentTypeError as error:
         raise SettingsError(f"--settings: {error}", hint="try 0.2 1.5x 2x") from None

@@ -4,7 +4,7 @@ import argparse
 import dataclasses
 from typing import Any
 
-from mflux_teacache_plugin import apply
+from mflux_teacache_plugin import choices
 from mflux_teacache_plugin.catalog import Entry
 from mflux_teacache_plugin.cli import output
 
@@ -14,7 +14,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    entries = [entry for _, entry in sorted(apply.catalog().variants.items())]
+    entries = [entry for _, entry in sorted(choices.catalog().variants.items())]
     if args.format == "json":
         output.print_json([as_dict(entry) for entry in entries])
         return 0

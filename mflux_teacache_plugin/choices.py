@@ -1,0 +1,176 @@
+"""What a model will run with: adapters, coefficient files and methods from every plugin, and the choice among them."""
+
+from argparse import ArgumentTypeError
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from mflux_teacache_plugin import methods
+from mflux_teacache_plugin.adapters import BUILT_IN, REFUSED, Adapter, Registry
+from mflux_teacache_plugin.catalog import Catalog, Match, ModelIdentity, load_catalog
+from mflux_teacache_plugin.errors import ConflictError, UnsupportedModelError, VariantFileError
+from mflux_teacache_plugin.host.manager import load_plugins, tell
+from mflux_teacache_plugin.methods import Method, Parser, Placed, TeaCache
+from mflux_teacache_plugin.variants import Variant
+
+
+def registry() -> Registry:
+    """The built-in adapters and those that plugins contribute."""
+    contributed = tell(load_plugins().manager.hook.mflux_adapters)
+    return Registry([*BUILT_IN, *(adapter for adapters in contributed for adapter in adapters)], REFUSED)
+
+
+def catalog(coefficients: Path | None = None, strict: bool = True) -> Catalog:
+    """All coefficient files; `coefficients`, a file or folder, goes before all others."""
+    contributed = tell(load_plugins().manager.hook.mflux_variants)
+    return load_catalog(coefficients, [v for variants in contributed for v in variants], strict=strict)
+
+
+def identity(model_config: Any, source: str | None) -> ModelIdentity:
+    """What a coefficient file can match: mflux's names for a model, and where its weights came from if not by name."""
+    aliases = tuple(getattr(model_config, "aliases", None) or ())
+    return ModelIdentity(source, model_config.model_name, model_config.base_model, aliases)
+
+
+def parsers() -> Mapping[str, Parser]:
+    """What makes a method of the text behind `NAME:`, from every plugin."""
+    known: dict[str, Parser] = dict(methods.BUILT_IN)
+    for contributed in reversed(
+        tell(load_plugins().manager.hook.mflux_methods)
+    ):  # the newest plugin goes before others
+        known.update(contributed)
+    return known
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What a model will run with. `match` is None where no coefficient file is for it and the method needs none."""
+
+    adapter: Adapter
+    method: Method
+    match: Match | None
+
+    @property
+    def variant(self) -> Variant | None:
+        return None if self.match is None else self.match.variant
+
+
+def choose(
+    pipeline: type,
+    model_config: Any,
+    source: str | None,
+    files: Catalog,
+    *,
+    method: Method | None = None,
+    forecast: str | None = None,
+    id: str | None = None,
+    options: Mapping[str, Any] = MappingProxyType({}),
+) -> Choice:
+    """Adapter, method and variant for a pipeline class and mflux's ModelConfig.
+
+    Args:
+        source: where the weights come from, if not by a name of mflux's.
+        method: None for what the variant recommends.
+        forecast: instead of the method's own.
+        id: of the variant; "" for none, None for the one that matches the model.
+        options: of the command or the arguments of `generate_image`, if they are known.
+
+    Raises:
+        UnsupportedModelError: no adapter serves the pipeline in this way, or the method needs coefficients that are not there.
+        SettingsError: the method cannot run on the variant.
+        VariantFileError: what the file recommends is no method.
+    """
+    serving = serving_adapters(pipeline)
+    if id is None:
+        match = files.match(identity(model_config, source), serving.keys())
+    else:
+        match = by_id(files, id) if id else None
+    variant = None if match is None else match.variant
+    if variant is not None and variant.adapter not in serving:
+        raise UnsupportedModelError(
+            f"the variant {variant.id} does not fit {pipeline.__name__}",
+            cause=f"it is for the adapter '{variant.adapter}'",
+            hint=f"a variant for {' or '.join(sorted(serving))} fits",
+        )
+    adapter = next(iter(serving.values())) if variant is None else serving[variant.adapter]
+    check_run(adapter, pipeline, model_config, options)
+    if method is None:
+        method = recommended(variant, tapped=adapter.taps is not None)
+        if forecast is not None:
+            method = methods.with_forecast(method, forecast)
+    if adapter.taps is None and method.keeps != "prediction":
+        raise UnsupportedModelError(
+            f"{method} does not work with {pipeline.__name__} yet",
+            cause="nobody has said where its transformer's signal and blocks are",
+            hint="ask for a speed-up instead, such as --teacache 1.5x",
+        )
+    if match is None and isinstance(method, TeaCache):
+        name, one = source or model_config.model_name, " or ".join(f'"{id}"' for id in sorted(serving))
+        raise UnsupportedModelError(
+            f"there are no coefficients for {name}",
+            cause=f"the coefficient files serve {', '.join(sorted(files.variants))}",
+            hint="ask for a speed-up instead, such as --teacache 1.5x; or fit them, mflux-teacache calibrate, or write "
+            f'{files.user_folder}/<id>.toml with adapter = {one} and models = ["{name}"]; '
+            "docs/coefficient-files.md shows how",
+        )
+    method.check(variant)
+    return Choice(adapter, method, match)
+
+
+def check_run(adapter: Adapter, pipeline: type, model_config: Any | None, options: Mapping[str, Any]) -> None:
+    """Raise UnsupportedModelError or ConflictError where a run with these options cannot skip steps."""
+    if adapter.refuses is not None and (reason := adapter.refuses(model_config, options)) is not None:
+        raise UnsupportedModelError(
+            f"{pipeline.__name__} cannot skip steps in this run", cause=reason, hint="run it so, or without TeaCache"
+        )
+    ratios = (options.get("step_cache_ratio"), options.get("teacache_ratio"))
+    if any(ratio is not None for ratio in ratios) or options.get("use_step_cache"):
+        raise ConflictError("mflux's own step cache is asked for too", hint="use either --teacache or mflux's option")
+
+
+def serving_adapters(pipeline: type) -> dict[str, Adapter]:
+    """The adapters for a pipeline class, by id. Raises UnsupportedModelError if there are none."""
+    adapters = registry()
+    if (reason := adapters.refusal(pipeline)) is not None:
+        raise UnsupportedModelError(
+            f"{pipeline.__name__} cannot skip steps", cause=reason, hint="run it without TeaCache"
+        )
+    serving = adapters.serving(pipeline)
+    if not serving:
+        raise UnsupportedModelError(
+            f"{pipeline.__name__} is not supported yet",
+            cause="no adapter says where its transformer is",
+            hint="run it without TeaCache, or write one: docs/add-a-family.md",
+        )
+    return serving
+
+
+def recommended(variant: Variant | None, tapped: bool = True) -> Method:
+    """What `auto` means: the file's word, else its threshold, else 1.5x. VariantFileError if its word is no method."""
+    if variant is not None and variant.recommended is not None:
+        try:
+            found = methods.parse(variant.recommended, parsers())
+            if not isinstance(found, str):
+                return found
+            problem = f"'{found}' is no method"
+        except ArgumentTypeError as error:
+            problem = str(error)
+        raise VariantFileError(
+            f"{variant.path or variant.id}: recommended: {problem}", hint='write a method such as "2x" or "0.2"'
+        )
+    if variant is not None and variant.threshold is not None and tapped:
+        return TeaCache(variant.threshold)
+    return Placed(1.5)
+
+
+def by_id(files: Catalog, id: str) -> Match:
+    """The variant of that id, for whatever model. Raises UnsupportedModelError naming those there are."""
+    if id not in files.variants:
+        raise UnsupportedModelError(
+            f"there is no variant '{id}'",
+            hint=f"known are {', '.join(sorted(files.variants))}; see mflux-teacache variants",
+        )
+    entry = files.variants[id]
+    return Match(entry.variant, entry.origin, exact=True)
