@@ -205,9 +205,13 @@ class Placed:
     def computed(self, variant: "Variant | None", run: Run) -> tuple[int, ...]:
         """The steps to compute. SettingsError if the variant's profile does not reach over the run."""
         count = placement.budget(self.speedup, run.steps)
+        order = ORDERS[self.forecast]
+        # A forecast wants the points that it is drawn through, and one more that tells what it is worth, before it is used.
+        # The first steps decide the layout: on the demo model it costs more to skip one of them than any profile says.
+        lead = min(order + 2, max(1, count // 4)) if order else 1
         changes = [1.0] * (run.steps - 1)
         if variant is None:
-            return placement.place(changes, count)
+            return placement.place(changes, count, lead)
         lists = {
             len(published.computed): published.computed
             for published in variant.step_lists
@@ -228,7 +232,7 @@ class Placed:
             changes = placement.expected_changes(profile.sigma, profile.change, run.sigmas)
         elif shorter := [computed for size, computed in lists.items() if size < count]:
             return placement.fill(max(shorter, key=len), count)
-        return placement.place(changes, count)
+        return placement.place(changes, count, lead)
 
     def look(self, signal: mx.array, sigma: float, run: Run) -> mx.array:
         return signal

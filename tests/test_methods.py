@@ -229,7 +229,9 @@ def test_a_published_list_counts_and_then_the_profile() -> None:
 
 
 def test_a_profile_that_ends_before_the_run_is_an_error_with_both_spans() -> None:
-    variant = SimpleNamespace(id="x", step_lists=(), profile=SimpleNamespace(sigma=(1.0, 0.5), change=(0.0, 1.0)))
+    variant = SimpleNamespace(
+        id="x", step_lists=(), profile=SimpleNamespace(sigma=(1.0, 0.7, 0.5), change=(0.0, 1.0, 2.0))
+    )
     with pytest.raises(SettingsError) as error:
         Placed(2.0).computed(variant, Run((1.0, 0.8, 0.6, 0.4, 0.2, 0.1)))
     assert "from 1 to 0.1" in str(error.value) and "from 1 to 0.5" in str(error.value)

@@ -4,7 +4,7 @@ Order 0 reuses the last value (TeaCache's rule); order 1 draws a line through th
 last three (Lagrange). TaylorSeer (Liu et al., arXiv 2503.06923) does the same with divided differences over steps.
 
 An extrapolation goes wrong where two computed steps lie close and it is carried far, and where a trajectory bends. So
-it is never carried much further than its points lie apart, and it is damped by what it was worth the last time: at each computed
+it is never carried further than its points lie apart, and it is damped by what it was worth the last time: at each computed
 step the truth is there to compare with, and the share of the way towards it that the forecast had right, between none
 and all, is the share that it is allowed next time. It costs no wait for the device.
 """
@@ -15,10 +15,6 @@ import mlx.core as mx
 
 #: The orders, by the name that a user gives.
 ORDERS = {"reuse": 0, "linear": 1, "quadratic": 2}
-
-#: A forecast is carried as far as the computed steps that it is drawn through lie apart, and half as far again: steps in σ
-#: grow along a run, so that the next step is further away than the last two are from each other.
-REACH = 1.5
 
 
 class Forecast:
@@ -60,7 +56,7 @@ class Forecast:
     def _extrapolate(self, sigma: float) -> mx.array | None:
         """The polynomial through as many points as there are and as the distance allows; None for less than two."""
         points = list(self._points)
-        if len(points) < 2 or abs(sigma - points[0][0]) > REACH * abs(points[0][0] - points[-1][0]):
+        if len(points) < 2 or abs(sigma - points[0][0]) > 1.0001 * abs(points[0][0] - points[-1][0]):
             return None
         total = None
         for here, value in points:

@@ -43,16 +43,19 @@ def budget(speedup: float, steps: int) -> int:
     return max(1, math.floor(steps / speedup + 1e-9))
 
 
-def place(changes: Sequence[float], computed: int) -> tuple[int, ...]:
-    """The steps to compute, `computed` of them, the first and the last always among them.
+def place(changes: Sequence[float], computed: int, lead: int = 1) -> tuple[int, ...]:
+    """The steps to compute, `computed` of them, the first `lead` and the last always among them.
 
     Of all placements the largest change from a computed step to the last step that reuses it is least; of those that
     share it, the one whose squares add up to least.
 
     Args:
         changes: the change expected from each step to the next, not negative; one fewer than there are steps.
-        computed: between 2 and the number of steps, or 1 where there is one step.
+        computed: between lead + 1 and the number of steps, or 1 where there is one step.
     """
+    if lead > 1:
+        before = lead - 1
+        return (*range(before), *(before + step for step in place(changes[before:], computed - before)))
     steps = len(changes) + 1
     if steps == 1:
         return (0,)
