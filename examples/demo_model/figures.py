@@ -12,9 +12,9 @@ import time
 
 import numpy as np
 from check import generate
-from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from mflux_teacache_plugin import demo_model
+from mflux_teacache_plugin.measure.metrics import similarity, summarize
 
 FULL_STEPS, FEWER_STEPS, GUIDANCE = 50, (12, 19, 25, 38), 4.0
 OTHER_SEED = 1000  # added to the seed
@@ -32,11 +32,10 @@ def quality(model) -> None:
     others["50 steps, another seed"] = pictures(FULL_STEPS, OTHER_SEED)
     print(f"against {FULL_STEPS} steps, guidance {GUIDANCE:g}, {len(entries)} prompts")
     for name, made in others.items():
-        psnr = [peak_signal_noise_ratio(a, b) for a, b in zip(full, made, strict=True)]
-        ssim = [structural_similarity(a, b, channel_axis=2) for a, b in zip(full, made, strict=True)]
+        near = summarize([similarity(b, a) for a, b in zip(full, made, strict=True)])
         print(
-            f"{name:24} PSNR {np.mean(psnr):5.2f} dB (worst {min(psnr):5.2f})   SSIM {np.mean(ssim):.4f} "
-            f"(worst {min(ssim):.4f})"
+            f"{name:24} PSNR {near.psnr:5.2f} dB (worst {near.psnr_worst:5.2f})   SSIM {near.ssim:.4f} "
+            f"(worst {near.ssim_worst:.4f})"
         )
 
 
