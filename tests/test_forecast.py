@@ -2,7 +2,7 @@
 
 import mlx.core as mx
 import pytest
-from hypothesis import assume, given
+from hypothesis import given
 from hypothesis import strategies as st
 
 from mflux_teacache_plugin.caching.forecast import ORDERS, Forecast
