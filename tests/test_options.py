@@ -211,7 +211,7 @@ def test_a_bad_environment(capsys, no_weights: list[str], monkeypatch: pytest.Mo
 
 
 def test_a_command_without_an_adapter(capsys, monkeypatch) -> None:
-    for module in ("apply", "plugin"):
+    for module in ("choices", "plugin"):
         monkeypatch.setattr(f"mflux_teacache_plugin.{module}.BUILT_IN", (KLEIN,))
     message = refused(capsys, "mflux-generate-z-image", "--prompt", "x", "--teacache")
     assert message.startswith(
