@@ -108,6 +108,11 @@ def _patch_points() -> Iterator[Finding]:
         yield _found(module, name, mend)
     for pipeline in sorted(choices.registry().pipelines()):
         module, _, name = pipeline.partition(":")
+        try:
+            import_module(module)
+        except ModuleNotFoundError:  # a family that came with a later mflux
+            yield Finding(NOTE, pipeline, "not in this mflux")
+            continue
         yield _found(module, name, mend)
 
 
