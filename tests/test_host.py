@@ -1,6 +1,7 @@
 """The plugin host: every hook on a real generation, other people's plugins, and mflux as it was afterwards."""
 
 import importlib
+import importlib.util
 import json
 import sys
 from argparse import ArgumentParser, Namespace
@@ -581,9 +582,19 @@ def test_debug_shows_where_a_plugin_failed(package, connect, tiny, monkeypatch) 
 # ---- mflux as it was -------------------------------------------------------------------------------------------------
 
 
+def _is_there(module: str) -> bool:
+    """Whether this mflux has such a module."""
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:
+        return False
+
+
 def _patched() -> dict[str, Any]:
     """The namespaces of everything that is patched, and of what could be."""
-    points = [*bridge.PATCH_POINTS, *(name.split(":") for name in choices.registry().pipelines())]
+    pipelines = [name.split(":") for name in choices.registry().pipelines()]
+    pipelines = [(module, name) for module, name in pipelines if _is_there(module)]  # some came with a later mflux
+    points = [*bridge.PATCH_POINTS, *pipelines]
     classes = {}
     for module, name in points:
         found = getattr(importlib.import_module(module), name.partition(".")[0])
