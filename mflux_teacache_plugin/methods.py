@@ -74,8 +74,21 @@ class Method(Protocol):
 Parser = Callable[[str], Method]
 
 
+class _Usual:
+    """What most methods say: any variant and any number of steps will do, and the signal is compared as it is."""
+
+    def check(self, variant: "Variant | None") -> None:
+        pass
+
+    def check_steps(self, steps: int | None) -> None:
+        pass
+
+    def look(self, signal: mx.array, sigma: float, run: Run) -> mx.array:
+        return signal
+
+
 @dataclass(frozen=True)
-class TeaCache:
+class TeaCache(_Usual):
     """Skip until the change that the variant's polynomial estimates adds up to the threshold."""
 
     threshold: float
@@ -84,9 +97,6 @@ class TeaCache:
 
     def __str__(self) -> str:
         return _text(_plain(self.threshold), self.forecast, "reuse")
-
-    def check_steps(self, steps: int | None) -> None:
-        pass
 
     def check(self, variant: "Variant | None") -> None:
         if variant is None or variant.polynomial is None:
@@ -101,12 +111,9 @@ class TeaCache:
         guard = (variant.guard.first, variant.guard.last)
         return TeaCacheGate(run.steps, self.threshold, variant.polynomial, variant.range, guard)
 
-    def look(self, signal: mx.array, sigma: float, run: Run) -> mx.array:
-        return signal
-
 
 @dataclass(frozen=True)
-class SeaCache:
+class SeaCache(_Usual):
     """TeaCache's rule on a signal that has passed SeaCache's filter, whose change needs no polynomial."""
 
     threshold: float
@@ -116,12 +123,6 @@ class SeaCache:
     def __str__(self) -> str:
         return _text(f"seacache:{_plain(self.threshold)}", self.forecast, "reuse")
 
-    def check(self, variant: "Variant | None") -> None:
-        pass
-
-    def check_steps(self, steps: int | None) -> None:
-        pass
-
     def gate(self, variant: "Variant | None", run: Run) -> Gate:
         return TeaCacheGate(run.steps, self.threshold)
 
@@ -130,7 +131,7 @@ class SeaCache:
 
 
 @dataclass(frozen=True)
-class DualCache:
+class DualCache(_Usual):
     """Run the first blocks, and let their change decide about the others."""
 
     settings: DualCacheSettings
@@ -142,17 +143,8 @@ class DualCache:
         setting = self.preset or ",".join(f"{key}={_plain(value)}" for key, value in self.settings.given().items())
         return _text(f"dualcache:{setting}", self.forecast, "reuse")
 
-    def check(self, variant: "Variant | None") -> None:
-        pass
-
-    def check_steps(self, steps: int | None) -> None:
-        pass
-
     def gate(self, variant: "Variant | None", run: Run) -> Gate:
         raise NotImplementedError("each list of blocks has a gate of its own")
-
-    def look(self, signal: mx.array, sigma: float, run: Run) -> mx.array:
-        return signal
 
     def fit(self, blocks: Mapping[str, int]) -> DualCacheSettings:
         """The settings for these lists of blocks. A preset takes at most all blocks but one of the shortest list.
@@ -175,7 +167,7 @@ class DualCache:
 
 
 @dataclass(frozen=True)
-class Placed:
+class Placed(_Usual):
     """As many steps as give the speed-up, where the variant's profile wants them; evenly without one."""
 
     speedup: float
@@ -184,9 +176,6 @@ class Placed:
 
     def __str__(self) -> str:
         return _text(f"{_plain(self.speedup)}x", self.forecast, "linear")
-
-    def check(self, variant: "Variant | None") -> None:
-        pass
 
     def check_steps(self, steps: int | None) -> None:
         least = ORDERS[self.forecast] + 2  # the points that a forecast is drawn through, and the last step
@@ -206,8 +195,8 @@ class Placed:
         """The steps to compute. SettingsError if the variant's profile does not reach over the run."""
         count = placement.budget(self.speedup, run.steps)
         order = ORDERS[self.forecast]
-        # A forecast wants the points that it is drawn through, and one more that tells what it is worth, before it is used.
-        # The first steps decide the layout: on the demo model it costs more to skip one of them than any profile says.
+        # The first steps decide the layout: on the demo model it costs more to skip one of them than any profile says. So
+        # the points that a forecast is drawn through are computed first, and one more.
         lead = min(order + 2, max(1, count // 4)) if order else 1
         changes = [1.0] * (run.steps - 1)
         if variant is None:
@@ -233,9 +222,6 @@ class Placed:
         elif shorter := [computed for size, computed in lists.items() if size < count]:
             return placement.fill(max(shorter, key=len), count)
         return placement.place(changes, count, lead)
-
-    def look(self, signal: mx.array, sigma: float, run: Run) -> mx.array:
-        return signal
 
 
 def _seacache(setting: str) -> Method:
