@@ -3,7 +3,7 @@
 import json
 from argparse import ArgumentTypeError, Namespace
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -67,12 +67,18 @@ def resolve(
         raise ConflictError(f"{first} and {second} are two methods", hint="ask for one of them")
     for option, value in asked.items():
         return _settings(value, option, True, forecast, coefficients)
-    if coefficients is not None or forecast is not None:  # they ask for the cache too
-        option = "--teacache-coefficients" if coefficients is not None else "--teacache-forecast"
-        return _settings(AUTO, option, True, forecast, coefficients)
-    sidecar = getattr(args, "config_from_metadata", None)
-    if sidecar and (settings := _from_sidecar(Path(sidecar), parse)) is not None:
-        return settings
+    if coefficients is not None:  # they ask for the cache too
+        return _settings(AUTO, "--teacache-coefficients", True, forecast, coefficients)
+    request = _from_sidecar(args, parse) or _from_environment(environ, parse)
+    if forecast is None:
+        return request
+    option = "--teacache-forecast"
+    if request is None:
+        return _settings(AUTO, option, True, forecast)
+    return replace(request, method=_forecast_of(request.method, forecast), forecast=forecast, origin=option, explicit=True)
+
+
+def _from_environment(environ: Mapping[str, str], parse: Callable[[str], Value]) -> Settings | None:
     text = environ.get(ENVIRONMENT)
     if not text:
         return None
@@ -88,12 +94,20 @@ def _settings(
     if value == OFF:
         return None
     method = None if isinstance(value, str) else value
-    if method is not None and forecast is not None:
-        method = methods.with_forecast(method, forecast)
-    return Settings(method, origin, explicit, forecast, coefficients)
+    return Settings(_forecast_of(method, forecast), origin, explicit, forecast, coefficients)
 
 
-def _from_sidecar(path: Path, parse: Callable[[str], Value]) -> Settings | None:
+def _forecast_of(method: Method | None, forecast: str | None) -> Method | None:
+    """The method with the forecast that was asked for, if both were."""
+    return method if method is None or forecast is None else methods.with_forecast(method, forecast)
+
+
+def _from_sidecar(args: Namespace | None, parse: Callable[[str], Value]) -> Settings | None:
+    """What a `-C` file records; None without a file, or where the picture was made plain."""
+    sidecar = getattr(args, "config_from_metadata", None)
+    if not sidecar:
+        return None
+    path = Path(sidecar)
     recorded: dict[str, Any] = json.loads(path.read_text())  # mflux has read it already, so it is JSON
     texts: dict[str, str | None] = {}
     for key in (METHOD_KEY, VARIANT_KEY, NUMBERS_KEY, COEFFICIENTS_KEY):

@@ -73,6 +73,16 @@ def test_a_forecast_goes_over_the_methods_own_and_asks_for_the_cache_by_itself()
     assert resolve(teacache="off", teacache_forecast="linear") is None
 
 
+def test_a_forecast_alone_changes_what_the_file_or_the_environment_asks_for(tmp_path: Path) -> None:
+    file = sidecar(tmp_path, teacache_method="2x", teacache_variant="x", teacache_numbers="1", steps=4)
+    found = resolve("0.2", teacache_forecast="reuse", config_from_metadata=file)
+    assert found is not None and found.explicit
+    assert (found.method, found.variant, found.numbers) == (methods.parse("2x+reuse"), "x", "1")
+    assert resolve("0.2", teacache_forecast="linear") == settings.Settings(
+        methods.parse("0.2+linear"), "--teacache-forecast", True, forecast="linear"
+    )
+
+
 def test_nothing_and_an_empty_variable_ask_for_nothing() -> None:
     assert resolve() is None
     assert resolve("") is None
