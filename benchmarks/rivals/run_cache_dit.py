@@ -138,7 +138,7 @@ def frontier(python: str, rows: Path, steps: list[int], guidances: list[float], 
             for pair in range(count):
                 missing = [
                     {"method": method, "pair": pair, "steps": total, "guidance": guidance, "setting": setting}
-                    for order, method in enumerate(("cache-dit", "cache-dit TaylorSeer 1", "cache-dit TaylorSeer 2"))
+                    for order, method in enumerate(("cache-dit", "cache-dit TaylorSeer"))
                     for rdt in SWEEP
                     if (method, f"rdt={rdt:g}", total, guidance, pair) not in there
                     for setting in [{"F": 1, "B": 0, "rdt": rdt, "warmup": 4, "taylor": order}]

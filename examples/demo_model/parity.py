@@ -18,7 +18,7 @@ PRECISIONS = ("float32", "bfloat16")
 
 
 def entry() -> dict:
-    return tomllib.loads(PROMPTS.read_text())["benchmark"][0]
+    return tomllib.loads(PROMPTS.read_text())["benchmark"][2]
 
 
 def noise(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""The FLUX.2 Klein-base transformer, small, and its training by flow matching, on one thread beside the VAE's."""
+"""The FLUX.2 Klein-base transformer, small, and its training by flow matching."""
 
 import math
 import time
@@ -30,7 +30,6 @@ BATCH, MUON_RATE, ADAMW_RATE, WARM_UP = 32, 3e-3, 1.5e-3, 100
 SEED = 3  # of the pictures, with the step
 DROPPED = 0.1  # share of pictures trained without their caption
 SIGMA_MEAN, SIGMA_SPREAD, SIGMA_UNIFORM = 1.7, 1.3, 0.1  # logit-normal, and the share drawn uniformly instead
-LESSONS = ((0.0, data.WIDE), (0.33, data.NARROW), (0.475, data.QUARTERS))  # each from a share of the training on
 CHECK_EVERY, DRAW_EVERY = 200, 400  # steps
 
 
@@ -64,7 +63,6 @@ class Training:
     """Resumable from its checkpoint; the learning rate follows the minutes spent."""
 
     def __init__(self, folder: Path, minutes: float):
-        torch.set_num_threads(1)
         self.folder, self.file, self.seconds = folder, folder / "transformer.pt", 60 * minutes
         prepared = torch.load(folder / "prepared.pt")
         self.basis, self.row, self.embeddings = prepared["basis"], prepared["row"], prepared["embeddings"]
@@ -101,8 +99,7 @@ class Training:
 
     def batch(self, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         """Tokens (BATCH, 64, 128), text (BATCH, 12, 96) and sigmas (BATCH,)."""
-        places = next(places for start, places in reversed(LESSONS) if self.progress >= start)
-        pictures, captions = data.render(BATCH, (SEED, self.state["step"]), self.forbidden, places)
+        pictures, captions = data.render(BATCH, (SEED, self.state["step"]), self.forbidden, data.QUARTERS)
         draws = torch.rand(3, BATCH, generator=generator)
         rows = torch.where(draws[0] < DROPPED, 0, torch.tensor([self.row[caption] for caption in captions]))
         quantiles = ((torch.arange(BATCH) + draws[1]) / BATCH).clamp(1e-4, 1 - 1e-4)  # stratified

@@ -1,10 +1,8 @@
 """Latents that are known from the start (PCA of 8x8 patches), and a VAE trained to produce and to invert them.
 
-Because the latents do not depend on the VAE's training, the transformer trains on them at the same time.
-Run as a script, this trains the VAE in DIR, on one thread, resuming from what lies there.
+The latents do not depend on the VAE's training, so the transformer could be trained without it.
 """
 
-import argparse
 import math
 import time
 from pathlib import Path
@@ -124,7 +122,7 @@ class Training:
 
     def batch(self) -> tuple[Tensor, Tensor]:
         """Latents (BATCH, CHANNELS, LATENT, LATENT) and pictures (BATCH, 3, SIZE, SIZE) in [-1, 1]."""
-        pictures, _ = data.render(BATCH, (SEED, self.state["step"]), self.forbidden, data.WIDE)
+        pictures, _ = data.render(BATCH, (SEED, self.state["step"]), self.forbidden, data.ANYWHERE)
         return project(self.basis, pictures), pixels_of(pictures)
 
     def loss(self, side: str) -> Tensor:
@@ -192,16 +190,3 @@ class Training:
                 self.state["history"].append(self.check())
                 bar.set_postfix(self.state["history"][-1])
                 self.save()
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--minutes", type=float, default=28)
-    parser.add_argument("--out", type=Path, required=True)
-    options = parser.parse_args()
-    torch.set_num_threads(1)
-    Training(options.out, options.minutes).run()
-
-
-if __name__ == "__main__":
-    main()
