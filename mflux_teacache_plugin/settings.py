@@ -75,7 +75,9 @@ def resolve(
     option = "--teacache-forecast"
     if request is None:
         return _settings(AUTO, option, True, forecast)
-    return replace(request, method=_forecast_of(request.method, forecast), forecast=forecast, origin=option, explicit=True)
+    return replace(
+        request, method=_forecast_of(request.method, forecast), forecast=forecast, origin=option, explicit=True
+    )
 
 
 def _from_environment(environ: Mapping[str, str], parse: Callable[[str], Value]) -> Settings | None:
