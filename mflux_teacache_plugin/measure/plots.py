@@ -137,7 +137,7 @@ def frontier(rows: Sequence[Row], file: Path) -> None:
         line[0].set(xlabel="steps computed", ylabel="PSNR against all steps, dB")
         line[1].set(xlabel="seconds of the denoising loop")
         line[0].set_title(group, fontsize=9, loc="left")
-    axes[0][0].legend(fontsize=8)
+    axes[0][0].legend(fontsize=8, loc="lower right")
     _save(figure, file)
 
 
