@@ -75,8 +75,9 @@ def resolve(
     option = "--teacache-forecast"
     if request is None:
         return _settings(AUTO, option, True, forecast)
+    origin = request.origin if request.explicit else option  # what a file recorded is still the file's
     return replace(
-        request, method=_forecast_of(request.method, forecast), forecast=forecast, origin=option, explicit=True
+        request, method=_forecast_of(request.method, forecast), forecast=forecast, origin=origin, explicit=True
     )
 
 

@@ -78,6 +78,7 @@ def test_a_forecast_alone_changes_what_the_file_or_the_environment_asks_for(tmp_
     found = resolve("0.2", teacache_forecast="reuse", config_from_metadata=file)
     assert found is not None and found.explicit
     assert (found.method, found.variant, found.numbers) == (methods.parse("2x+reuse"), "x", "1")
+    assert found.origin == f"-C {file}", "a note about the recorded numbers names the file"
     assert resolve("0.2", teacache_forecast="linear") == settings.Settings(
         methods.parse("0.2+linear"), "--teacache-forecast", True, forecast="linear"
     )
