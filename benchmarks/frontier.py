@@ -174,17 +174,17 @@ def _make(job: Job) -> dict[str, Any]:
 
 def gate_of(method: str, steps: int) -> Callable[[float], Any]:
     """Makes the gate of a method for a threshold, as it decides in so many steps."""
-    from mflux_teacache_plugin.caching.gate import Run
-    from mflux_teacache_plugin.caching.teacache import TeaCacheGate
-    from mflux_teacache_plugin.catalog import load_catalog
+    from mflux_teacache_plugin.caching.gate import Facts
     from mflux_teacache_plugin.demo_model import NAME
     from mflux_teacache_plugin.methods import parse
+    from mflux_teacache_plugin.methods.teacache import TeaCacheGate
+    from mflux_teacache_plugin.variants.catalog import load_catalog
 
     variant = load_catalog().variants[NAME].variant
     if method == RIVAL:  # computes its first two steps, and takes the polynomial where it was not fitted too
         return lambda threshold: TeaCacheGate(steps, threshold, variant.polynomial, None, (2, 1))
     text = THRESHOLDS[method]
-    return lambda threshold: parse(text.format(threshold)).gate(variant, Run((1.0,) * steps))
+    return lambda threshold: parse(text.format(threshold)).gate(variant, Facts((1.0,) * steps))
 
 
 def thresholds(

@@ -15,15 +15,15 @@ import mlx.core as mx
 from _demo import generate
 
 from mflux_teacache_plugin import apply_teacache
-from mflux_teacache_plugin.caching.gate import Run
 from mflux_teacache_plugin.cli.output import print_table
 from mflux_teacache_plugin.demo_model import load, prompts
 from mflux_teacache_plugin.measure import machine
-from mflux_teacache_plugin.methods import Method, Placed
+from mflux_teacache_plugin.methods import Method
+from mflux_teacache_plugin.methods.speedup import Speedup
 
 
-class Everywhere(Placed):
-    """Placed steps, all of them."""
+class Everywhere(Speedup):
+    """Speedup steps, all of them."""
 
     def computed(self, variant: Any, run: Run) -> tuple[int, ...]:
         return tuple(range(run.steps))

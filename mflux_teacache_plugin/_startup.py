@@ -1,8 +1,8 @@
-"""What runs when the interpreter starts: a gate, and the plugin's one import hook.
+"""What runs when the interpreter starts: is this a process that wants the plugin?
 
 `mflux_teacache_plugin_startup.pth` (`.start` from Python 3.15) calls `activate()` in every Python process of the
-environment, twice in a venv. So this file imports `os` and `sys`, nothing else, and lets no exception out: an ordinary
-one would print a traceback at every start, a SystemExit would end the interpreter.
+environment, twice in a venv. So this file imports `os` and `sys`, and nothing else unless the answer is yes; and it lets no
+exception out: an ordinary one would print a traceback at every start, a SystemExit would end the interpreter.
 """
 
 import os
@@ -10,12 +10,10 @@ import sys
 
 TYPE_CHECKING = False  # typing's own, without importing typing
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from types import ModuleType
     from typing import Any
 
 _facts: "dict[str, Any]" = {"calls": 0, "activated": False, "why": "the start-up file did not run"}
-_pending: "dict[str, list[Callable[[ModuleType], object]]]" = {}  # module name → what to call once it has run
 
 
 def activate(why: str = "") -> None:
@@ -25,6 +23,8 @@ def activate(why: str = "") -> None:
         if not _facts["activated"]:
             _facts["activated"], _facts["why"] = _gate(why)
             if _facts["activated"]:
+                from mflux_teacache_plugin.host.imports import when_imported
+
                 when_imported("mflux", _install_bridge)
     except BaseException as fault:  # noqa: BLE001 - site.py would get it: see the module's docstring
         _report("start-up failed", fault)
@@ -33,32 +33,14 @@ def activate(why: str = "") -> None:
 def deactivate() -> None:
     """Forget every target and the gate's answer. What a callback has done already is its owner's to undo."""
     _facts.update(calls=0, activated=False, why="deactivated")
-    for name, callbacks in list(_pending.items()):
-        for callback in list(callbacks):
-            forget(name, callback)
+    if "mflux_teacache_plugin.host.imports" in sys.modules:
+        sys.modules["mflux_teacache_plugin.host.imports"].forget_all()
 
 
 def state() -> "dict[str, Any]":
     """Facts for `mflux-teacache doctor`: calls, activated, why (or why not), and the modules still waited for."""
-    return {**_facts, "pending": sorted(_pending)}
-
-
-def when_imported(module_name: str, callback: "Callable[[ModuleType], object]") -> None:
-    """Call `callback(module)` right after the module's code has run; at once if it is imported already."""
-    module = sys.modules.get(module_name)
-    if module is not None:
-        return _call(callback, module)
-    if callback not in _pending.setdefault(module_name, []):
-        _pending[module_name].append(callback)
-    if _FINDER not in sys.meta_path:
-        sys.meta_path.insert(0, _FINDER)
-
-
-def forget(module_name: str, callback: "Callable[[ModuleType], object]") -> None:
-    """Undo `when_imported`; a callback that was called already, or never registered, is no error."""
-    if callback in _pending.get(module_name, []):
-        _pending[module_name].remove(callback)
-        _tidy()
+    imports = sys.modules.get("mflux_teacache_plugin.host.imports")
+    return {**_facts, "pending": [] if imports is None else imports.pending()}
 
 
 def _gate(why: str) -> "tuple[bool, str]":
@@ -82,51 +64,6 @@ def _install_bridge(_mflux: "ModuleType") -> None:
     install()
 
 
-class _Finder:
-    """Finds nothing itself: has the finders behind it find a target, and waits for the target's code to run."""
-
-    def find_spec(self, name: str, path: "Any" = None, target: "Any" = None) -> "Any":
-        if name not in _pending:
-            return None
-        behind = sys.meta_path[sys.meta_path.index(self) + 1 :]
-        specs = (finder.find_spec(name, path, target) for finder in behind if hasattr(finder, "find_spec"))
-        spec = next((spec for spec in specs if spec is not None), None)
-        loader = spec and spec.loader
-        # Built-in and frozen modules have a class for a loader, a namespace package has none: never shadowed.
-        if not isinstance(loader, type) and hasattr(loader, "exec_module") and hasattr(loader, "__dict__"):
-            _watch(loader, name)
-        return spec
-
-
-def _watch(loader: "Any", name: str) -> None:
-    """Shadow `exec_module` on this one loader, for one call: its type, and everyone else's loaders, stay as they are."""
-    run = loader.exec_module
-
-    def exec_module(module: "ModuleType") -> None:
-        vars(loader).pop("exec_module", None)
-        run(module)
-        if module.__name__ == name:  # one zip loader serves many modules
-            for callback in _pending.pop(name, []):
-                _call(callback, module)
-            _tidy()
-
-    loader.exec_module = exec_module
-
-
-def _tidy() -> None:
-    for name in [name for name, callbacks in _pending.items() if not callbacks]:
-        del _pending[name]
-    if not _pending and _FINDER in sys.meta_path:
-        sys.meta_path.remove(_FINDER)
-
-
-def _call(callback: "Callable[[ModuleType], object]", module: "ModuleType") -> None:
-    try:
-        callback(module)
-    except (Exception, SystemExit) as fault:  # noqa: BLE001 - a fault of ours must not cost the user the import
-        _report(f"the hook on {module.__name__} failed, mflux runs without it", fault)
-
-
 def _report(what: str, fault: BaseException) -> None:
     try:
         text = " ".join(f"{what}: {type(fault).__name__}: {fault}".split())
@@ -135,6 +72,3 @@ def _report(what: str, fault: BaseException) -> None:
             sys.excepthook(type(fault), fault, fault.__traceback__)
     except Exception:  # noqa: BLE001 - no standard error to write to, or an exception that cannot be printed
         return
-
-
-_FINDER = _Finder()

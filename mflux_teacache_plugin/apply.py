@@ -1,41 +1,39 @@
 """`apply_teacache`: from method, variant and adapter to a cache in every generation of one model."""
 
+import weakref
 from argparse import ArgumentTypeError
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
-from functools import partial
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
-from mflux_teacache_plugin import choices, methods, report
-from mflux_teacache_plugin.adapters import Adapter
-from mflux_teacache_plugin.adapters.compiled import uncompiled
-from mflux_teacache_plugin.caching.dualcache import BlockCache
-from mflux_teacache_plugin.caching.forecast import ORDERS
-from mflux_teacache_plugin.caching.gate import Run
-from mflux_teacache_plugin.caching.stats import Generation, Stats
-from mflux_teacache_plugin.caching.step_cache import Cache, PredictionCache, StepCache
-from mflux_teacache_plugin.caching.taps import TappedForward, Taps, swap_call
-from mflux_teacache_plugin.catalog import Entry, Match
-from mflux_teacache_plugin.choices import Choice
+from mflux_teacache_plugin import choose, methods, summary
+from mflux_teacache_plugin.adapters.intercept import Interception, lists_of_blocks
+from mflux_teacache_plugin.caching.gate import Facts
+from mflux_teacache_plugin.caching.stats import Stats
+from mflux_teacache_plugin.caching.step_cache import Cache
+from mflux_teacache_plugin.choose import Choice
 from mflux_teacache_plugin.errors import (
     AlreadyAppliedError,
     ConflictError,
     SettingsError,
     TeaCacheError,
 )
-from mflux_teacache_plugin.host.watch import watch
-from mflux_teacache_plugin.methods import Method
-from mflux_teacache_plugin.variants import Variant
+from mflux_teacache_plugin.host import faults
+from mflux_teacache_plugin.host.watch import Observer, watch
+from mflux_teacache_plugin.methods.method import Method, Setup
+from mflux_teacache_plugin.variants import Catalog, Entry, Provenance, Variant
 
 _MARK = "_mflux_teacache"
 
+#: For coefficients that come without one.
+DEFAULT_THRESHOLD = 0.2
 
-class Handle:
+
+class Handle(Observer):
     """Step caching on one model, until `restore()` or the end of the `with` block.
 
     Between generations the model is as mflux made it but for a watched `generate_image`; nothing is kept from one
-    generation to the next, and nothing holds the transformer once the loop is over.
+    generation to the next, and nothing holds the transformer once the loop is over. The handle does not keep the model.
 
     Attributes:
         method: what decides, with its setting.
@@ -48,11 +46,11 @@ class Handle:
         self.variant = choice.variant
         self.stats = Stats()
         self.coefficients: str | None = None  #: the file that was asked for, recorded in metadata
-        self._model = model
+        self._model = weakref.ref(model)
         self._adapter = choice.adapter
         self._arguments: Mapping[str, Any] = {}  # of the present call of generate_image
+        self._interception: Interception | None = None
         self._cache: Cache | None = None
-        self._undo: list[Callable[[], None]] = []
         object.__setattr__(model, _MARK, self)
         self._stop_watching = watch(model, self)
 
@@ -60,8 +58,9 @@ class Handle:
         """Leave the model as it was. A second call does nothing."""
         self._release()
         self._stop_watching()
-        if getattr(self._model, _MARK, None) is self:
-            self._model.__dict__.pop(_MARK)
+        model = self._model()
+        if model is not None and handle_of(model) is self:
+            vars(model).pop(_MARK)
 
     def __enter__(self) -> "Handle":
         return self
@@ -69,144 +68,63 @@ class Handle:
     def __exit__(self, kind: type | None, exception: BaseException | None, trace: TracebackType | None) -> None:
         self.restore()
 
-    # What the watch tells. Faults are recorded in the generation; they never reach mflux's loop.
-
-    def generation_called(self, arguments: Mapping[str, Any]) -> None:
+    def generation_called(self, model: Any, arguments: Mapping[str, Any]) -> None:
+        self._release()
         self._arguments = arguments
-        if self._adapter.on_class and self.method.keeps == "prediction":
-            for name in filter(partial(hasattr, self._model), self._adapter.predict):
-                self._replace_on_class(name)
+        self._interception = Interception(model, self._adapter)
 
-    def generation_begin(self, seed: int, prompt: str, config: Any) -> None:
-        record = Generation(config.num_inference_steps - config.init_time_step)
-        self.stats.generations.append(record)
-        try:
-            choices.check_run(self._adapter, type(self._model), self._model.model_config, self._arguments)
-            run = run_of(config, self._adapter.sigmas and self._adapter.sigmas(self._model, config, self._arguments))
-            record.steps = run.steps
-            self._begin(run, record)
-        except TeaCacheError as error:
-            record.fault = f"{error.error} ({error.cause})" if error.cause else error.error
-            self._release()
-        except Exception as exception:  # noqa: BLE001 - an unexpected model or gate must not cost the user the image
-            record.fault = f"{type(exception).__name__}: {exception}"
-            self._release()
+    def generation_begin(self, model: Any, seed: int, prompt: str, config: Any) -> None:
+        adapter = self._adapter
+        record = self.stats.begin(config.num_inference_steps - config.init_time_step)
+        choose.check_run(adapter, type(model), model.model_config, self._arguments)
+        facts = facts_of(config, adapter.sigmas and adapter.sigmas(model, config, self._arguments))
+        record.steps = facts.steps
+        blocks = {name: len(blocks) for name, blocks in lists_of_blocks(model, adapter).items()}
+        stream = adapter.taps.stream or adapter.taps.signal_argument if adapter.taps is not None else ""
+        setup = Setup(facts, record, self.variant, adapter.branches, adapter.condition, blocks, stream)
+        self._cache = self.method.cache(setup)
+        self._interception = self._interception or Interception(model, adapter)
+        self._cache.attach(self._interception)
 
-    def step_end(self, t: int, time_steps: Any) -> None:
+    def step_end(self, model: Any, t: int, time_steps: Any) -> None:
         if self._cache is not None:
             self._cache.end_step()
             time_steps.set_postfix(skipped=f"{self._cache.record.skipped:.3g}", refresh=False)
 
-    def loop_end(self) -> None:
+    def loop_end(self, model: Any) -> None:
         self._release()
 
-    def generation_interrupted(self) -> None:
+    def generation_interrupted(self, model: Any) -> None:
         self._release()
 
-    def generation_end(self, image: Any | None) -> None:
+    def generation_end(self, model: Any, image: Any | None) -> None:
         self._release()
         self._arguments = {}
-        if image is not None:
-            keys = report.metadata(self.stats.last, self.method, self.variant, self.coefficients)
+        if image is not None and self.stats.generations:
+            keys = summary.metadata(self.stats.last, self.method, self.variant, self.coefficients)
             image.generation_parameters = {**image.generation_parameters, **keys}
 
-    def _begin(self, run: Run, record: Generation) -> None:
-        """Make this generation's cache, and have it answer the model's calls."""
-        method, adapter, order = self.method, self._adapter, ORDERS[self.method.forecast]
-        if method.keeps == "prediction":
-            cache = PredictionCache(method.gate(self.variant, run), run, order, record, adapter.condition)
-            self._cache = cache
-            self._intercept_predictions(cache)
-            return
-        assert adapter.taps is not None  # `choose` has seen to it
-        transformer = getattr(self._model, adapter.transformer)
-        if isinstance(method, methods.DualCache):
-            fitted = method.fit(blocks_of(self._model, adapter))
-            taps, branches = adapter.taps, adapter.branches
-            block_cache = BlockCache(
-                transformer, taps.blocks, fitted, run, order, record, taps.stream or taps.signal_argument, branches
-            )
-            self._cache = block_cache
-            self._undo.append(block_cache.remove)
-            for name in adapter.predict:
-                self._replace(name, lambda build: lambda *args: uncompiled(build, *args)[0])
-            return
-        gate = method.gate(self.variant, run)
-        look = partial(method.look, run=run)
-        step_cache = StepCache(gate, run, order, record, adapter.branches, look)
-        self._cache = step_cache
-        self._intercept_transformer(step_cache, transformer)
-
-    def _intercept_predictions(self, cache: PredictionCache) -> None:
-        """Have the cache answer each call whose result is a step's prediction, or one guidance branch's."""
-        if not self._adapter.predict:
-            self._undo.append(swap_call(getattr(self._model, self._adapter.transformer), cache.run))
-        elif not self._adapter.on_class:
-            for name in self._adapter.predict:
-                self._replace(name, lambda build: lambda *args: partial(cache.run, build(*args)))
-
-    def _intercept_transformer(self, cache: StepCache, transformer: Any) -> None:
-        """Tap the transformer, and have the cache answer its calls."""
-        assert self._adapter.taps is not None
-        taps = Taps(transformer, self._adapter.taps)
-        self._undo.append(taps.remove)
-
-        def call(base_call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-            if taps.running:
-                return base_call(*args, **kwargs)
-            return cache.run(TappedForward(taps, base_call), *args, **kwargs)
-
-        self._undo.append(swap_call(transformer, call))
-
-        def replaced(build: Callable[..., Any]) -> Callable[..., Any]:
-            """Where mflux compiles a whole step, compile it with the taps as extra outputs and the gate outside of it."""
-
-            def predict(*args: Any) -> Callable[..., Any]:
-                forward, compiled = uncompiled(build, *args)
-                if not compiled:
-                    return forward  # its calls of the transformer are answered one by one
-                return partial(cache.run, TappedForward(taps, forward, compiled=True))
-
-            return predict
-
-        for name in self._adapter.predict:
-            self._replace(name, replaced)
-
-    def _replace(self, name: str, wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
-        """Let the model's own attribute stand before its method."""
-        if not hasattr(self._model, name):  # an adapter's pipelines need not have all of its methods
-            return
-        object.__setattr__(self._model, name, wrap(getattr(self._model, name)))
-        self._undo.append(lambda: self._model.__dict__.pop(name, None))
-
-    def _replace_on_class(self, name: str) -> None:
-        """Stand before a method that mflux looks up on the class, for calls about this model's transformer alone.
-
-        It may be called before the loop begins and with it the cache, so the function it makes asks for the cache each time.
-        """
-        owner = next(cls for cls in type(self._model).__mro__ if name in vars(cls))
-        stock, build = vars(owner)[name], getattr(owner, name)
-
-        def predict(transformer: Any, *args: Any) -> Callable[..., Any]:
-            forward = build(transformer, *args)
-            if transformer is not getattr(self._model, self._adapter.transformer):
-                return forward
-
-            def step(*a: Any, **k: Any) -> Any:
-                cache = self._cache
-                return cache.run(forward, *a, **k) if isinstance(cache, PredictionCache) else forward(*a, **k)
-
-            return step
-
-        setattr(owner, name, staticmethod(predict))
-        self._undo.append(lambda: setattr(owner, name, stock))
+    def fault(self, model: Any, event: str, exception: Exception) -> None:
+        """From here on the model's own calls answer; the line after the picture says so."""
+        self._release()
+        if not self.stats.generations:
+            faults.report("TeaCache stood aside", exception)
+        elif self.stats.last.fault is None:
+            self.stats.last.fault = _in_words(exception)
 
     def _release(self) -> None:
-        while self._undo:
-            self._undo.pop()()
-        if self._cache is not None:
-            self._cache.forget()
-            self._cache = None
+        interception, self._interception = self._interception, None
+        cache, self._cache = self._cache, None
+        if interception is not None:
+            interception.leave()
+        if cache is not None:
+            cache.forget()
+
+
+def _in_words(exception: Exception) -> str:
+    if isinstance(exception, TeaCacheError):
+        return f"{exception.error} ({exception.cause})" if exception.cause else exception.error
+    return faults.in_words(exception)
 
 
 def handle_of(model: Any) -> Handle | None:
@@ -214,12 +132,12 @@ def handle_of(model: Any) -> Handle | None:
     return getattr(model, _MARK, None)
 
 
-def run_of(config: Any, sigmas: Sequence[float] | None = None) -> Run:
+def facts_of(config: Any, sigmas: Sequence[float] | None = None) -> Facts:
     """The active steps of mflux's Config; `sigmas` of those that call the model, where they are not its scheduler's."""
     if sigmas is None:
         sigmas = config.scheduler.sigmas.tolist()[: config.num_inference_steps]  # one more than steps, the last 0
     sigmas = [float(sigma) for sigma in sigmas][config.init_time_step :]  # image-to-image starts later
-    return Run(tuple(sigmas), (config.height // 16, config.width // 16))
+    return Facts(tuple(sigmas), (config.height // 16, config.width // 16))
 
 
 def apply_teacache(
@@ -253,17 +171,51 @@ def apply_teacache(
     if range is not None and coefficients is None:
         raise SettingsError("range was given without coefficients", hint="give both, or a Variant")
     wanted = to_method(method if threshold is None else threshold)
-    files = choices.catalog()
+    files = choose.catalog()
     if isinstance(variant, Variant):
         files.explicit = Entry(variant, "option")
         variant = None
-    choice = choices.choose(type(model), model.model_config, None, files, method=wanted, id=variant)
     if coefficients is not None:
-        if choice.variant is None:
-            raise SettingsError("coefficients were given for a model without a variant", hint="give a Variant")
-        own = choice.variant.replace(polynomial=tuple(coefficients), range=range, path=None)
-        choice = replace(choice, match=Match(own, "option", exact=True))
+        files.explicit = Entry(_own(model, files, variant, coefficients, range), "option")
+        variant = None
+        if wanted is None:
+            wanted = to_method(files.explicit.variant.threshold)
+        elif not wanted.needs_coefficients:
+            raise SettingsError(
+                f"coefficients were given, but {wanted} uses none", hint="give a threshold, such as 0.2"
+            )
+    choice = choose.choose(type(model), model.model_config, None, files, method=wanted, id=variant)
     return apply_choice(model, choice)
+
+
+def _own(
+    model: Any,
+    files: Catalog,
+    id: str | None,
+    coefficients: Sequence[float],
+    range: tuple[float, float] | None,
+) -> Variant:
+    """The model's variant, or a new one, with coefficients of one's own."""
+    explicit = files.explicit
+    serving = choose.serving_adapters(type(model))
+    if explicit is not None:
+        base: Variant | None = explicit.variant
+    else:
+        match = files.by_id(id) if id else files.match(choose.identity(model.model_config, None), serving.keys())
+        base = None if match is None else match.variant
+    own: dict[str, Any] = {"polynomial": tuple(coefficients), "range": range}
+    if base is not None:
+        return base.replace(**own, threshold=base.threshold or DEFAULT_THRESHOLD, recommended=None, path=None)
+    name = model.model_config.model_name
+    return Variant(
+        id="own",
+        adapter=next(iter(serving)),
+        models=(name,),
+        threshold=DEFAULT_THRESHOLD,
+        weights_licence="unknown",
+        provenance=Provenance(source="coefficients given in Python"),
+        **own,
+    )
 
 
 def apply_choice(model: Any, choice: Choice) -> Handle:
@@ -275,16 +227,9 @@ def apply_choice(model: Any, choice: Choice) -> Handle:
         )
     if getattr(model, "_teacache_handle", None) is not None:  # mlx-teacache's mark on a model that it patched
         raise ConflictError("mlx-teacache is active on this model", hint="call restore() on its handle first")
-    if isinstance(choice.method, methods.DualCache):
-        choice.method.fit(blocks_of(model, choice.adapter))
+    blocks = {name: len(blocks) for name, blocks in lists_of_blocks(model, choice.adapter).items()}
+    choice.method.check(choice.variant, blocks)
     return Handle(model, choice)
-
-
-def blocks_of(model: Any, adapter: Adapter) -> dict[str, int]:
-    """How many blocks each list of the transformer has."""
-    assert adapter.taps is not None  # `choose` has seen to it
-    transformer = getattr(model, adapter.transformer)
-    return {name: len(getattr(transformer, name)) for name in adapter.taps.blocks}
 
 
 def to_method(method: Method | str | float | None) -> Method | None:
@@ -292,7 +237,7 @@ def to_method(method: Method | str | float | None) -> Method | None:
     if method is None or not isinstance(method, (str, int, float)):
         return method
     try:
-        found = methods.parse(method if isinstance(method, str) else repr(float(method)), choices.parsers())
+        found = choose.parse(method if isinstance(method, str) else repr(float(method)))
     except ArgumentTypeError as error:
         raise SettingsError(str(error), hint='give a method such as "1.5x" or 0.2') from None
     if found == methods.OFF:

@@ -9,15 +9,15 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NoReturn
 
-from mflux_teacache_plugin import apply, choices, demo_model, methods, report, settings
-from mflux_teacache_plugin.adapters import BUILT_IN, Adapter
+from mflux_teacache_plugin import apply, choose, demo_model, hooks, methods, settings, summary
+from mflux_teacache_plugin.adapters import Adapter
 from mflux_teacache_plugin.caching.forecast import ORDERS
-from mflux_teacache_plugin.catalog import Catalog
-from mflux_teacache_plugin.choices import Choice
+from mflux_teacache_plugin.choose import Choice
 from mflux_teacache_plugin.errors import TeaCacheError, UnsupportedModelError
+from mflux_teacache_plugin.host import faults
 from mflux_teacache_plugin.host.specs import hookimpl
-from mflux_teacache_plugin.methods import Parser
 from mflux_teacache_plugin.settings import Settings
+from mflux_teacache_plugin.variants import Catalog
 
 #: Every option of ours.
 OPTIONS = (*settings.METHOD_OPTIONS, "--teacache-forecast", "--teacache-coefficients")
@@ -39,10 +39,10 @@ class Request:
     parser: ArgumentParser
 
     def choose(self, pipeline: type, model_config: Any, source: str | None, args: Namespace | None) -> Choice:
-        """What the model will run with. Raises what `choices.choose` does."""
+        """What the model will run with. Raises what `choose.choose` does."""
         wanted = self.wanted
         options = {} if args is None else vars(args)
-        choice = choices.choose(
+        choice = choose.choose(
             pipeline,
             model_config,
             source,
@@ -65,14 +65,19 @@ def impossible(wanted: Settings, parser: ArgumentParser, error: TeaCacheError) -
 
 def refuse(parser: ArgumentParser, error: TeaCacheError) -> NoReturn:
     """A usage error: the message on stderr, exit code 2."""
-    if os.environ.get("MFLUX_TEACACHE_DEBUG", "") not in ("", "0"):
+    if faults.debugging():
         raise error
     parser.exit(2, f"{error}\n")
 
 
 @hookimpl(optionalhook=True)
-def mflux_adapters() -> Iterable[Adapter]:
-    return BUILT_IN
+def mflux_hookspecs() -> Any:
+    return hooks
+
+
+@hookimpl(optionalhook=True)
+def mflux_pipelines() -> Iterable[str]:
+    return choose.registry().pipelines()
 
 
 @hookimpl(optionalhook=True)
@@ -85,14 +90,9 @@ def mflux_models() -> Mapping[str, Any]:
 
 
 @hookimpl(optionalhook=True)
-def mflux_methods() -> Mapping[str, Parser]:
-    return methods.BUILT_IN
-
-
-@hookimpl(optionalhook=True)
 def mflux_add_options(parser: ArgumentParser, pipelines: list[type], rejected: MutableMapping[str, str]) -> None:
     group = parser.add_argument_group(f"TeaCache (mflux-teacache-plugin {version('mflux-teacache-plugin')})")
-    known = choices.parsers()
+    known = choose.parsers()
 
     def method(text: str) -> settings.Value:
         return methods.parse(text, known)
@@ -146,7 +146,7 @@ def mflux_add_options(parser: ArgumentParser, pipelines: list[type], rejected: M
 def mflux_options_parsed(parser: ArgumentParser, args: Namespace, command: str, pipelines: list[type]) -> None:
     args.teacache_request = None
     try:
-        wanted = settings.resolve(args, os.environ, _parse)
+        wanted = settings.resolve(args, os.environ, choose.parse)
     except TeaCacheError as error:
         refuse(parser, error)
     if wanted is None:
@@ -156,7 +156,7 @@ def mflux_options_parsed(parser: ArgumentParser, args: Namespace, command: str, 
     except TeaCacheError as error:
         return impossible(wanted, parser, error)
     try:
-        args.teacache_request = Request(wanted, choices.catalog(wanted.coefficients), parser)
+        args.teacache_request = Request(wanted, choose.catalog(wanted.coefficients), parser)
     except TeaCacheError as error:
         refuse(parser, error)  # a broken file of the user's is an error, whoever asked
 
@@ -197,19 +197,14 @@ def mflux_model_loaded(model: Any, source: str | None, args: Namespace | None) -
 def mflux_generation_end(model: Any, image: Any | None) -> None:
     handle = apply.handle_of(model)
     if handle is not None and image is not None:
-        _say(report.summary(handle.stats.last, handle.method, handle.variant))
-
-
-def _parse(text: str) -> settings.Value:
-    """The method that a text names, of any plugin's."""
-    return methods.parse(text, choices.parsers())
+        _say(summary.summary(handle.stats.last, handle.method, handle.variant))
 
 
 def _ambient() -> Request | None:
     """The environment's wish for a model built in Python; what cannot be done is one warning."""
     try:
-        wanted = settings.resolve(None, os.environ, _parse)
-        return None if wanted is None else Request(wanted, choices.catalog(), ArgumentParser())
+        wanted = settings.resolve(None, os.environ, choose.parse)
+        return None if wanted is None else Request(wanted, choose.catalog(), ArgumentParser())
     except TeaCacheError as error:
         _say_switched_off(error)
         return None
@@ -220,8 +215,8 @@ def _check_command(args: Namespace, command: str, pipelines: list[type], wanted:
     if (reason := _why_not(pipelines)) is not None:
         raise UnsupportedModelError(f"{command} cannot skip steps", cause=reason, hint="run it without --teacache")
     for pipeline in pipelines:
-        for adapter in choices.serving_adapters(pipeline).values():
-            choices.check_run(adapter, pipeline, None, vars(args))
+        for adapter in choose.serving_adapters(pipeline).values():
+            choose.check_run(adapter, pipeline, None, vars(args))
             if wanted.method is not None:
                 wanted.method.check_steps(_steps(adapter, args))
 
@@ -230,7 +225,7 @@ def _why_not(pipelines: list[type]) -> str | None:
     """Why no pipeline of a command can skip steps, or None."""
     try:
         for pipeline in pipelines:
-            choices.serving_adapters(pipeline)
+            choose.serving_adapters(pipeline)
     except UnsupportedModelError as error:
         return error.cause
     return None
@@ -246,16 +241,14 @@ def _steps(adapter: Adapter, args: Namespace | None) -> int | None:
 def _notes(choice: Choice, model_config: Any, source: str | None, wanted: Settings) -> None:
     """What is worth a line before the run."""
     name = source or model_config.model_name
+    for line in choice.method.notes(choice.variant, name):
+        _say(line)
     if choice.match is None:
-        if isinstance(choice.method, methods.Placed):
-            _say(f"there are no coefficients for {name}, so {choice.method} places the computed steps evenly")
         return
     variant = choice.match.variant
     if wanted.numbers is not None and wanted.numbers != variant.digest:
         _say(f"the numbers of {variant.id} changed since {wanted.origin} was recorded; the image may differ")
-    if not choice.match.exact and not isinstance(
-        choice.method, (methods.DualCache, methods.SeaCache)
-    ):  # which need none
+    if not choice.match.exact and choice.method.uses_numbers:
         taken = "" if source is None else f" (mflux takes it for {model_config.base_model or model_config.model_name})"
         _say(
             f"{name}{taken} is not what {variant.id} was calibrated for; "

@@ -9,7 +9,8 @@ from typing import Any, Literal
 
 from mflux_teacache_plugin import methods
 from mflux_teacache_plugin.errors import ConflictError, SettingsError
-from mflux_teacache_plugin.methods import AUTO, OFF, Method
+from mflux_teacache_plugin.methods import AUTO, OFF
+from mflux_teacache_plugin.methods.method import Method
 
 #: The ambient switch: what `--teacache` takes.
 ENVIRONMENT = "MFLUX_TEACACHE"
@@ -56,7 +57,7 @@ def resolve(
 
     Raises:
         ConflictError: the options name two methods.
-        SettingsError: naming the sidecar's key, or the environment variable, and the mend.
+        SettingsError: naming the sidecar's key, or the environment variable, and the fix.
     """
     coefficients = getattr(args, "teacache_coefficients", None)
     forecast = getattr(args, "teacache_forecast", None)
@@ -102,7 +103,7 @@ def _settings(
 
 def _forecast_of(method: Method | None, forecast: str | None) -> Method | None:
     """The method with the forecast that was asked for, if both were."""
-    return method if method is None or forecast is None else methods.with_forecast(method, forecast)
+    return method if method is None or forecast is None else method.with_forecast(forecast)
 
 
 def _from_sidecar(args: Namespace | None, parse: Callable[[str], Value]) -> Settings | None:

@@ -76,8 +76,8 @@ def option_help() -> str:
 
 def variants() -> str:
     """The table of the coefficient files that ship."""
-    from mflux_teacache_plugin.catalog import packaged_folder
     from mflux_teacache_plugin.variants import read_variant
+    from mflux_teacache_plugin.variants.catalog import packaged_folder
 
     rows = ["| model | variant | threshold | numbers | also serves |", "|---|---|---|---|---|"]
     for path in sorted(packaged_folder().glob("*.toml")):
@@ -126,9 +126,9 @@ def summary_lines() -> str:
     """What is printed after a picture, in each case."""
     from mflux_teacache_plugin import report
     from mflux_teacache_plugin.caching.stats import Decision, Generation
-    from mflux_teacache_plugin.catalog import packaged_folder
     from mflux_teacache_plugin.methods import parse
     from mflux_teacache_plugin.variants import read_variant
+    from mflux_teacache_plugin.variants.catalog import packaged_folder
 
     def steps(count: int, skipped: int = 0, reason: str = "", change: float = 0.0, estimate: float = 0.0) -> Generation:
         decisions = [Decision(step, step <= skipped, reason, change, estimate) for step in range(1, count - 1)]

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 
-from mflux_teacache_plugin.adapters import BUILT_IN, KLEIN, KLEIN_BASE, Registry, flux1
+from mflux_teacache_plugin.adapters import BUILT_IN, Registry, tapped
+from mflux_teacache_plugin.adapters.tapped import KLEIN, KLEIN_BASE
 from mflux_teacache_plugin.apply import apply_teacache
 from mflux_teacache_plugin.caching import step_cache
-from mflux_teacache_plugin.choices import registry
+from mflux_teacache_plugin.choose import registry
 from mflux_teacache_plugin.errors import UnsupportedModelError
 from mflux_teacache_plugin.variants import Guard
 from tests.support import ALWAYS, NEVER, a_variant
@@ -146,7 +147,7 @@ def test_pipelines_that_need_their_blocks_are_refused(case, tiny):
 def test_every_pipeline_that_an_adapter_names_exists():
     names = {name for adapter in (flux1.FLUX1, KLEIN, KLEIN_BASE) for name in adapter.pipelines}
     assert names == {f"{case.pipeline_class.__module__}:{case.pipeline_class.__name__}" for case in CACHEABLE}
-    assert set(flux1.REFUSED) == {f"{c.pipeline_class.__module__}:{c.pipeline_class.__name__}" for c in REFUSED_CASES}
+    assert set(tapped.REFUSED) == {f"{c.pipeline_class.__module__}:{c.pipeline_class.__name__}" for c in REFUSED_CASES}
 
 
 def test_a_later_adapter_replaces_one_of_the_same_id():

@@ -16,8 +16,11 @@ from mflux_teacache_plugin.errors import (
     UnsupportedModelError,
     VariantFileError,
 )
-from mflux_teacache_plugin.methods import DualCache, Placed, SeaCache, TeaCache
-from mflux_teacache_plugin.report import summary, why_nothing_was_skipped
+from mflux_teacache_plugin.methods.dualcache import DualCache
+from mflux_teacache_plugin.methods.seacache import SeaCache
+from mflux_teacache_plugin.methods.speedup import Speedup
+from mflux_teacache_plugin.methods.teacache import TeaCache
+from mflux_teacache_plugin.summary import summary, why_nothing_was_skipped
 from tests.support import ALWAYS, NEVER, a_variant
 from tests.tiny.cases import CASES
 
@@ -70,10 +73,10 @@ def test_a_variant_can_be_named(model):
     [
         (0.4, TeaCache(0.4)),
         (1, TeaCache(1)),
-        ("0.4+linear", TeaCache(0.4, "linear")),
-        ("1.5x", Placed(1.5)),
+        ("0.4+linear", TeaCache(0.4, forecast="linear")),
+        ("1.5x", Speedup(1.5)),
         ("seacache:0.3", SeaCache(0.3)),
-        (Placed(3.0, "reuse"), Placed(3.0, "reuse")),
+        (Speedup(3.0, forecast="reuse"), Speedup(3.0, forecast="reuse")),
     ],
 )
 def test_a_method_is_given_as_a_number_a_text_or_itself(model, given, method):
@@ -85,7 +88,7 @@ def test_auto_is_what_the_file_recommends_or_its_threshold(model):
     recommending = a_variant(FLUX1, recommended="2x+reuse")
     for method in (None, "auto"):
         with apply_teacache(model, method, variant=recommending) as handle:
-            assert handle.method == Placed(2.0, "reuse")
+            assert handle.method == Speedup(2.0, forecast="reuse")
         with apply_teacache(model, method, variant=a_variant(FLUX1)) as handle:
             assert handle.method == TeaCache(0.2)
     with pytest.raises(VariantFileError, match="recommended: 'twice' is neither a number"):
@@ -97,7 +100,7 @@ def test_a_variant_without_a_threshold_runs_placed_steps(model):
         FLUX1, polynomial=None, threshold=None, profile={"sigma": (1.0, 0.0), "change": (0.0, 1.0)}
     )
     with apply_teacache(model, variant=only_a_profile) as handle:
-        assert handle.method == Placed(1.5)
+        assert handle.method == Speedup(1.5)
     with pytest.raises(SettingsError, match="no coefficients for a threshold on test") as error:
         apply_teacache(model, 0.2, variant=only_a_profile)
     assert "such as 1.5x" in error.value.hint
@@ -110,7 +113,7 @@ def test_a_model_without_coefficients_runs_what_needs_none(model, monkeypatch):
     for method in (None, "auto", "1.5x", "dualcache:aggressive", "seacache:0.3"):
         with apply_teacache(model, method) as handle:
             assert handle.variant is None
-            assert isinstance(handle.method, (Placed, DualCache, SeaCache))
+            assert isinstance(handle.method, (Speedup, DualCache, SeaCache))
     with pytest.raises(UnsupportedModelError, match="no coefficients for somebody/else") as error:
         apply_teacache(model, 0.2)
     assert "ask for a speed-up instead, such as --teacache 1.5x" in error.value.hint

@@ -14,8 +14,7 @@ from pathlib import Path
 import pytest
 
 from mflux_teacache_plugin import apply_teacache, demo_model
-from mflux_teacache_plugin.caching.dualcache import DualCacheGate, DualCacheSettings
-from mflux_teacache_plugin.methods import DualCache
+from mflux_teacache_plugin.methods.dualcache import DualCache, DualCacheGate, DualCacheSettings
 
 FILES = {file.stem: json.loads(file.read_text()) for file in (Path(__file__).parent / "data/cache-dit").glob("*.json")}
 RUNS = [(name, run) for name, file in sorted(FILES.items()) for run in file["runs"]]

@@ -13,7 +13,7 @@ import pytest
 from mflux_teacache_plugin import _startup
 from mflux_teacache_plugin.calibration import command, traces
 from mflux_teacache_plugin.calibration.record import recording
-from mflux_teacache_plugin.choices import registry
+from mflux_teacache_plugin.choose import registry
 from mflux_teacache_plugin.cli import main
 from mflux_teacache_plugin.cli.calibrate import read_prompts
 from mflux_teacache_plugin.host import bridge

@@ -16,9 +16,9 @@ from mflux_teacache_plugin.calibration.analysis import OWN, PROFILE, PUBLISHED, 
 from mflux_teacache_plugin.calibration.result import conclude
 from mflux_teacache_plugin.calibration.sweep import Summary, choose
 from mflux_teacache_plugin.calibration.traces import Trace, TraceError
-from mflux_teacache_plugin.catalog import packaged_folder
 from mflux_teacache_plugin.cli import main
 from mflux_teacache_plugin.variants import Profile, Provenance, Variant, read_variant
+from mflux_teacache_plugin.variants.catalog import packaged_folder
 
 TRACES = Path(__file__).parent.parent / "benchmarks" / "traces"
 PUBLISHED_FILES = TRACES.parent / "published"

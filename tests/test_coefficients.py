@@ -10,8 +10,8 @@ import pytest
 
 from mflux_teacache_plugin import demo_model
 from mflux_teacache_plugin.adapters import BUILT_IN
-from mflux_teacache_plugin.catalog import ModelIdentity, load_catalog, packaged_folder
 from mflux_teacache_plugin.variants import Guard, Profile, Provenance, StepList, Variant, read_variant
+from mflux_teacache_plugin.variants.catalog import ModelIdentity, load_catalog, packaged_folder
 
 DOCS = Path(__file__).parents[1] / "docs" / "coefficient-files.md"
 SHIPPED = {path.stem: read_variant(path) for path in sorted(packaged_folder().glob("*.toml"))}

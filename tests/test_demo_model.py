@@ -13,8 +13,8 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from mflux_teacache_plugin import demo_model
 from mflux_teacache_plugin.apply import apply_teacache
-from mflux_teacache_plugin.catalog import load_catalog
 from mflux_teacache_plugin.errors import SettingsError
+from mflux_teacache_plugin.variants.catalog import load_catalog
 
 EXAMPLES = Path(__file__).parent.parent / "examples" / "demo_model"
 STEPS, GUIDANCE, SIDE = 25, 4.0, 128

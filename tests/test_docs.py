@@ -14,14 +14,15 @@ import pytest
 
 from mflux_teacache_plugin import apply_teacache, cli
 from mflux_teacache_plugin import settings as settings_module
-from mflux_teacache_plugin.caching.dualcache import DualCacheSettings
 from mflux_teacache_plugin.caching.stats import Generation
-from mflux_teacache_plugin.catalog import packaged_folder
 from mflux_teacache_plugin.errors import SettingsError
 from mflux_teacache_plugin.host import specs
-from mflux_teacache_plugin.methods import TeaCache, parse
-from mflux_teacache_plugin.report import metadata
+from mflux_teacache_plugin.methods import parse
+from mflux_teacache_plugin.methods.dualcache import DualCacheSettings
+from mflux_teacache_plugin.methods.teacache import TeaCache
+from mflux_teacache_plugin.summary import metadata
 from mflux_teacache_plugin.variants import read_variant
+from mflux_teacache_plugin.variants.catalog import packaged_folder
 from tests import regenerate_docs
 from tests.tiny.cases import case
 
@@ -353,7 +354,7 @@ def test_every_setting_of_dualcache_is_documented_with_its_default() -> None:
 
 
 def test_the_example_adapter_fits_mflux(connected) -> None:
-    from mflux_teacache_plugin.choices import registry
+    from mflux_teacache_plugin.choose import registry
 
     plugin = _module("adapter_example", marked(FAMILY, "run: adapter"))
     connected.manager.register(plugin)
@@ -374,7 +375,7 @@ def test_the_short_example_is_enough_for_speed_ups(eager, monkeypatch) -> None:
 
     short = _module("short_example", marked(FAMILY, "run: short")).MOSS
     moss = family("moss-image")
-    monkeypatch.setattr("mflux_teacache_plugin.choices.registry", lambda: Registry([short], {}))
+    monkeypatch.setattr("mflux_teacache_plugin.choose.registry", lambda: Registry([short], {}))
     with moss.model() as model, apply_teacache(model, "1.5x") as handle:
         moss.generate(model, ROOT / "docs" / "comparison.png")
     assert handle.stats.last.fault is None and handle.stats.skipped > 0

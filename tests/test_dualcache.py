@@ -9,11 +9,9 @@ import numpy as np
 import pytest
 
 from mflux_teacache_plugin import apply_teacache
-from mflux_teacache_plugin.caching import dualcache
-from mflux_teacache_plugin.caching.dualcache import DualCacheGate, DualCacheSettings
-from mflux_teacache_plugin.caching.taps import swap_call
 from mflux_teacache_plugin.errors import SettingsError
-from mflux_teacache_plugin.methods import DualCache
+from mflux_teacache_plugin.host.layers import stand_before
+from mflux_teacache_plugin.methods.dualcache import DualCache, DualCacheGate, DualCacheSettings
 from tests.tiny.cases import CASES, case
 
 # ---- the gate --------------------------------------------------------------------------------------------------------
@@ -105,7 +103,7 @@ def count(monkeypatch):
 
         for name in LISTS:
             for index, block in enumerate(getattr(model.transformer, name)):
-                undo.append(swap_call(block, counted((name, index))))
+                undo.append(stand_before(block, "__call__", counted((name, index))))
         model.callbacks.register(NextStep())
         return steps
 

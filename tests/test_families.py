@@ -1,4 +1,4 @@
-"""Placed steps in every other family: mflux's real loop, its own prediction function, a tiny transformer."""
+"""Speedup steps in every other family: mflux's real loop, its own prediction function, a tiny transformer."""
 
 import gc
 import importlib
@@ -12,16 +12,16 @@ import pytest
 from mlx import nn
 from mlx.utils import tree_flatten
 
-from mflux_teacache_plugin.adapters import BUILT_IN, placed
+from mflux_teacache_plugin.adapters import BUILT_IN
 from mflux_teacache_plugin.apply import apply_teacache
-from mflux_teacache_plugin.caching import dualcache, step_cache
+from mflux_teacache_plugin.caching import step_cache
 from mflux_teacache_plugin.caching.forecast import Forecast
 from mflux_teacache_plugin.caching.gate import relative_change
 from mflux_teacache_plugin.caching.step_cache import PredictionCache
-from mflux_teacache_plugin.caching.taps import swap_call
-from mflux_teacache_plugin.choices import registry
+from mflux_teacache_plugin.choose import registry
 from mflux_teacache_plugin.errors import UnsupportedModelError
-from mflux_teacache_plugin.methods import Placed
+from mflux_teacache_plugin.host.layers import stand_before
+from mflux_teacache_plugin.methods.speedup import Speedup
 from mflux_teacache_plugin.variants import Provenance, Variant
 from tests.support import ALWAYS, NEVER
 from tests.tiny.cases import case as klein_case
@@ -31,7 +31,7 @@ pytestmark = pytest.mark.usefixtures("eager")
 
 
 @dataclass(frozen=True)
-class These(Placed):
+class These(Speedup):
     """Exactly these steps."""
 
     speedup: float = 1.5
@@ -171,7 +171,7 @@ def times(*names, of):
         seen.append(float(next(given[name] for name in names if name in given).reshape(-1)[0].item()))
         return call(*args, **kwargs)
 
-    return seen, swap_call(of, watched)
+    return seen, stand_before(of, "__call__", watched)
 
 
 @pytest.mark.parametrize("id", ["lens", "ming", "iris", "flux3-klein", "ideogram-4", "ideogram-4:cfg-end"])
@@ -295,7 +295,9 @@ def test_an_answer_that_is_no_array_costs_the_gain_not_the_picture(photo):
     case = family("fibo")
     with case.model() as model:
         _, plain = case.generate(model, photo)
-        undo = swap_call(model.transformer, lambda call, *args, **kwargs: (call(*args, **kwargs), "more"))
+        undo = stand_before(
+            model.transformer, "__call__", lambda call, *args, **kwargs: (call(*args, **kwargs), "more")
+        )
         guided = type(model)._apply_classifier_free_guidance
         with (
             mock.patch.object(

@@ -14,9 +14,10 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mflux_teacache_plugin import _startup, apply, choices, hookimpl
-from mflux_teacache_plugin.adapters import FLUX1, Adapter
-from mflux_teacache_plugin.caching.gate import Change, Gate, Run, Verdict
+from mflux_teacache_plugin import _startup, apply, choose, hookimpl
+from mflux_teacache_plugin.adapters import Adapter
+from mflux_teacache_plugin.adapters.tapped import FLUX1
+from mflux_teacache_plugin.caching.gate import Change, Gate, Verdict
 from mflux_teacache_plugin.cli import main
 from mflux_teacache_plugin.errors import SettingsError
 from mflux_teacache_plugin.host import bridge, specs
@@ -592,7 +593,7 @@ def _is_there(module: str) -> bool:
 
 def _patched() -> dict[str, Any]:
     """The namespaces of everything that is patched, and of what could be."""
-    pipelines = [name.split(":") for name in choices.registry().pipelines()]
+    pipelines = [name.split(":") for name in choose.registry().pipelines()]
     pipelines = [(module, name) for module, name in pipelines if _is_there(module)]  # some came with a later mflux
     points = [*bridge.PATCH_POINTS, *pipelines]
     classes = {}

@@ -8,11 +8,14 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from mflux_teacache_plugin import methods
-from mflux_teacache_plugin.caching.dualcache import PRESETS, DualCacheSettings
 from mflux_teacache_plugin.caching.forecast import ORDERS
-from mflux_teacache_plugin.caching.gate import Run
+from mflux_teacache_plugin.caching.gate import Facts
 from mflux_teacache_plugin.errors import SettingsError
-from mflux_teacache_plugin.methods import DualCache, Placed, SeaCache, TeaCache, parse
+from mflux_teacache_plugin.methods import parse
+from mflux_teacache_plugin.methods.dualcache import PRESETS, DualCache, DualCacheSettings
+from mflux_teacache_plugin.methods.seacache import SeaCache
+from mflux_teacache_plugin.methods.speedup import Speedup
+from mflux_teacache_plugin.methods.teacache import TeaCache
 
 THRESHOLDS = st.floats(0, 2, exclude_min=True)
 FORECASTS = st.sampled_from(list(ORDERS))
@@ -32,7 +35,7 @@ SETTINGS = st.sampled_from(list(PRESETS.values())) | st.builds(
 METHODS = st.one_of(
     st.builds(TeaCache, THRESHOLDS, FORECASTS),
     st.builds(SeaCache, THRESHOLDS, FORECASTS),
-    st.builds(Placed, st.floats(1, 10, exclude_min=True), FORECASTS),
+    st.builds(Speedup, st.floats(1, 10, exclude_min=True), FORECASTS),
     st.builds(DualCache, SETTINGS, st.none(), FORECASTS),
     st.builds(
         lambda name, forecast: DualCache(PRESETS[name], name, forecast), st.sampled_from(list(PRESETS)), FORECASTS
@@ -76,13 +79,13 @@ def test_a_methods_text_parses_back_to_it(method: methods.Method) -> None:
         ("2", TeaCache(2.0), "2"),
         ("2.0", TeaCache(2.0), "2"),
         ("0.2+reuse", TeaCache(0.2), "0.2"),
-        ("0.2+linear", TeaCache(0.2, "linear"), "0.2+linear"),
-        ("1.5x", Placed(1.5), "1.5x"),
-        ("2x+linear", Placed(2.0), "2x"),
-        ("2x+reuse", Placed(2.0, "reuse"), "2x+reuse"),
-        ("2x+quadratic", Placed(2.0, "quadratic"), "2x+quadratic"),
+        ("0.2+linear", TeaCache(0.2, forecast="linear"), "0.2+linear"),
+        ("1.5x", Speedup(1.5), "1.5x"),
+        ("2x+linear", Speedup(2.0), "2x"),
+        ("2x+reuse", Speedup(2.0, forecast="reuse"), "2x+reuse"),
+        ("2x+quadratic", Speedup(2.0, forecast="quadratic"), "2x+quadratic"),
         ("seacache:0.3", SeaCache(0.3), "seacache:0.3"),
-        ("seacache:0.3+quadratic", SeaCache(0.3, "quadratic"), "seacache:0.3+quadratic"),
+        ("seacache:0.3+quadratic", SeaCache(0.3, forecast="quadratic"), "seacache:0.3+quadratic"),
         (
             "dualcache:aggressive",
             DualCache(DualCacheSettings(F=1, rdt=0.2, continuous=10), "aggressive"),
@@ -181,7 +184,7 @@ def test_what_is_refused_and_what_would_do(text: str, words: str) -> None:
 
 def test_a_plugins_method_is_known_by_its_name_and_takes_a_forecast() -> None:
     known = {**methods.BUILT_IN, "mine": lambda setting: TeaCache(float(setting))}
-    assert parse("mine:0.4+linear", known) == TeaCache(0.4, "linear")
+    assert parse("mine:0.4+linear", known) == TeaCache(0.4, forecast="linear")
     with pytest.raises(ArgumentTypeError, match="there are dualcache, mine, seacache"):
         parse("ours:0.4", known)
 
@@ -194,7 +197,7 @@ def test_a_speed_up_is_met_or_refused_with_a_number_of_steps_that_would_do(
     text: str, forecast: str, steps: int
 ) -> None:
     method = parse(f"{text}+{forecast}")
-    assert isinstance(method, Placed)
+    assert isinstance(method, Speedup)
     try:
         method.check_steps(steps)
     except SettingsError as error:
@@ -204,7 +207,7 @@ def test_a_speed_up_is_met_or_refused_with_a_number_of_steps_that_would_do(
         with pytest.raises(SettingsError):
             method.check_steps(enough - 1)
         return
-    run = Run(tuple(1 - step / steps for step in range(steps)))
+    run = Facts(tuple(1 - step / steps for step in range(steps)))
     computed = method.computed(None, run)
     assert computed[0] == 0 and computed[-1] == steps - 1
     assert steps / len(computed) >= method.speedup - 1e-9, "as fast as was asked for"
@@ -213,19 +216,21 @@ def test_a_speed_up_is_met_or_refused_with_a_number_of_steps_that_would_do(
 
 
 def test_steps_that_are_not_known_yet_are_no_reason_to_refuse() -> None:
-    Placed(1.5).check_steps(None)
+    Speedup(1.5).check_steps(None)
 
 
 def test_a_published_list_counts_and_then_the_profile() -> None:
-    run = Run((1.0, 0.8, 0.6, 0.4, 0.2, 0.1))
+    run = Facts((1.0, 0.8, 0.6, 0.4, 0.2, 0.1))
     profile = SimpleNamespace(sigma=(1.0, 0.85, 0.0), change=(0.0, 1.0, 1.1))
     published = SimpleNamespace(steps=6, computed=(0, 4, 5))
     variant = SimpleNamespace(id="x", step_lists=(published,), profile=profile)
-    assert Placed(2.0, "reuse").computed(variant, run) == (0, 4, 5)
+    assert Speedup(2.0, forecast="reuse").computed(variant, run) == (0, 4, 5)
     variant.step_lists = (SimpleNamespace(steps=7, computed=(0, 4, 6)),)  # of another run
-    assert Placed(2.0, "reuse").computed(variant, run) == (0, 1, 5), "nearly all changes in the first step"
+    assert Speedup(2.0, forecast="reuse").computed(variant, run) == (0, 1, 5), "nearly all changes in the first step"
     variant.step_lists, variant.profile = (SimpleNamespace(steps=6, computed=(0, 5)),), None
-    assert Placed(2.0, "reuse").computed(variant, run) == (0, 2, 5), "filled up in the middle of the widest gap"
+    assert Speedup(2.0, forecast="reuse").computed(variant, run) == (0, 2, 5), (
+        "filled up in the middle of the widest gap"
+    )
 
 
 def test_a_profile_that_ends_before_the_run_is_an_error_with_both_spans() -> None:
@@ -233,7 +238,7 @@ def test_a_profile_that_ends_before_the_run_is_an_error_with_both_spans() -> Non
         id="x", step_lists=(), profile=SimpleNamespace(sigma=(1.0, 0.7, 0.5), change=(0.0, 1.0, 2.0))
     )
     with pytest.raises(SettingsError) as error:
-        Placed(2.0).computed(variant, Run((1.0, 0.8, 0.6, 0.4, 0.2, 0.1)))
+        Speedup(2.0).computed(variant, Facts((1.0, 0.8, 0.6, 0.4, 0.2, 0.1)))
     assert "from 1 to 0.1" in str(error.value) and "from 1 to 0.5" in str(error.value)
 
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mflux_teacache_plugin.caching.seacache import response, sea_filter
+from mflux_teacache_plugin.methods.seacache import response, sea_filter
 
 DATA = Path(__file__).parent / "data" / "seacache"
 SIDES = st.integers(1, 9)

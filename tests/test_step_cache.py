@@ -5,10 +5,10 @@ import pytest
 from mlx import nn
 from mlx.utils import tree_flatten
 
-from mflux_teacache_plugin.caching.gate import Run, Verdict, relative_change
+from mflux_teacache_plugin.caching.gate import Facts, Verdict, relative_change
 from mflux_teacache_plugin.caching.stats import Generation
 from mflux_teacache_plugin.caching.step_cache import PredictionCache, StepCache
-from mflux_teacache_plugin.caching.taps import TappedForward, TapPoints, Taps, swap_call
+from mflux_teacache_plugin.caching.taps import TappedForward, TapPoints, Taps
 
 WIDTH = 8
 
@@ -82,7 +82,7 @@ def latents(seed, tokens=5):
 
 def schedule(steps):
     """A run of so many steps, whose σ fall evenly."""
-    return Run(tuple(1 - step / steps for step in range(steps)))
+    return Facts(tuple(1 - step / steps for step in range(steps)))
 
 
 def a_cache(gate, steps, order=0, **more):
@@ -303,7 +303,7 @@ def test_swapping_a_call_is_undone_in_any_class(transformer):
         seen.append(args)
         return base_call(*args, **kwargs)
 
-    undo = swap_call(transformer.embed, call)
+    undo = stand_before(transformer.embed, "__call__", call)
     x = latents(0)
     transformer(x)
     undo()

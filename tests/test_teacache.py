@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mflux_teacache_plugin.caching.teacache import MAX_CONSECUTIVE_SKIPS, TeaCacheGate
-from mflux_teacache_plugin.catalog import load_catalog
+from mflux_teacache_plugin.methods.teacache import MAX_CONSECUTIVE_SKIPS, TeaCacheGate
+from mflux_teacache_plugin.variants.catalog import load_catalog
 
 CHANGES = st.lists(st.floats(0, 1), max_size=60)
 POLYNOMIALS = {

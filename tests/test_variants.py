@@ -13,10 +13,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mflux_teacache_plugin import catalog as catalog_module
-from mflux_teacache_plugin.catalog import Catalog, Entry, ModelIdentity, load_catalog
 from mflux_teacache_plugin.errors import TeaCacheError, UnsupportedModelError, VariantFileError
 from mflux_teacache_plugin.variants import Guard, Profile, Provenance, StepList, Variant, read_variant
+from mflux_teacache_plugin.variants import catalog as catalog_module
+from mflux_teacache_plugin.variants.catalog import Catalog, Entry, ModelIdentity, load_catalog
 
 GOOD = {
     "schema": 1,

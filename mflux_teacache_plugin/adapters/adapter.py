@@ -5,21 +5,27 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mflux_teacache_plugin.adapters.cfg import DISTILLED_GUIDANCE
 from mflux_teacache_plugin.caching.taps import TapPoints
+
+#: Guidance distilled into the model: one call a step, whatever --guidance says.
+DISTILLED_GUIDANCE = 1
+
+#: Classifier-free guidance: a second call, on the negative prompt, whenever the guidance scale is above 1. Branches are told
+#: apart by their order within the step. The first one decides for both; each keeps a residual of its own.
+CLASSIFIER_FREE_GUIDANCE = 2
 
 
 @dataclass(frozen=True, kw_only=True)
 class Adapter:
     """One family of transformers.
 
-    Where a step's prediction is made is enough for placed steps; a method that looks inside needs `taps` and `branches` too.
+    Where a step's prediction is made is enough for a schedule; a method that looks inside needs `taps` and `branches` too.
 
     Attributes:
         id: what a coefficient file names as its `adapter`.
         pipelines: the classes it serves, as "module:Class".
-        taps: where the transformer is tapped; None where nobody has said yet, so that only placed steps can be offered.
-        branches: how often the transformer runs within a step at most (see `adapters/cfg.py`); for the taps.
+        taps: where the transformer is tapped; None where nobody has said yet, so that only methods that look at predictions can be offered.
+        branches: how often the transformer runs within a step at most; for the taps.
         transformer: the pipeline's attribute that holds the transformer, or whatever it calls in its place.
         predict: the pipeline's methods that make one step's function, where mflux compiles it (of several a pipeline may
             have only some); none where it calls the transformer from plain Python.
@@ -55,7 +61,7 @@ class Registry:
     """All adapters in use, and the pipelines that are refused with a reason.
 
     Args:
-        adapters: later ones replace earlier ones of the same id, so that a plugin can mend a built-in one.
+        adapters: later ones replace earlier ones of the same id, so that a plugin can correct a built-in one.
         refused: pipeline name to the reason why it cannot be cached.
     """
 

@@ -1,5 +1,5 @@
-"""The algorithm, without mflux: where a step is tapped, when it is skipped, and what stands in for it.
+"""The engine, without mflux: where a step is tapped, what stands in for a skipped one, and what is recorded.
 
-`taps` sees inside a transformer. `gate` says what a gate is; `teacache`, `dualcache` and `placement` are gates, `seacache`
-filters TeaCache's signal. `forecast` draws what stands in. `step_cache` keeps and answers, `stats` records.
+`gate` says what decides (the gates are in `methods`), `taps` sees inside a transformer, `forecast` makes what stands in.
+`step_cache` and `block_cache` keep and answer, `stats` records.
 """

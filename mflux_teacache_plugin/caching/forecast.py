@@ -41,13 +41,14 @@ class Forecast:
     def at(self, sigma: float) -> mx.array:
         """The value expected at σ: extrapolated where that can be trusted, else the last; IndexError before the first."""
         points = list(self._points)
-        if len(points) < 2 or abs(sigma - points[0][0]) > 1.0001 * abs(points[0][0] - points[-1][0]):
+        reach = abs(points[0][0] - points[-1][0])
+        if len({here for here, _ in points}) < max(2, len(points)) or abs(sigma - points[0][0]) > 1.0001 * reach:
             return points[0][1]
         terms = []
-        for here, value in points:
+        for index, (here, value) in enumerate(points):
             weight = 1.0
-            for there, _ in points:
-                if there != here:
+            for other, (there, _) in enumerate(points):
+                if other != index:
                     weight *= (sigma - there) / (here - there)
             terms.append(weight * value)
         return sum(terms[1:], terms[0])

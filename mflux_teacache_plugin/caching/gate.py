@@ -1,7 +1,7 @@
 """When a step may be skipped: a gate is asked before each step, and answers with a verdict.
 
-A gate sees numbers and no arrays, so that each reads like the rule of its paper: `teacache`, `seacache`, `dualcache` and
-`placement` are gates. What stands in for a skipped step is another question: `forecast`.
+A gate sees numbers and no arrays, so that each reads like the rule of its paper; the gates are in `methods`. What stands in
+for a skipped step is another question: `forecast`.
 """
 
 from collections.abc import Callable
@@ -32,14 +32,14 @@ class Gate(Protocol):
     """Decides step by step. A new one is made for every generation."""
 
     def __call__(self, step: int, change: Change) -> Verdict:
-        """Judge step `step`, counted from 0 over the active steps of `Run`."""
+        """Judge step `step`, counted from 0 over the active steps of `Facts`."""
 
     def reset(self) -> None:
         """A step was computed without asking the gate."""
 
 
 @dataclass(frozen=True)
-class Run:
+class Facts:
     """What is known of one generation before its loop.
 
     Attributes:

@@ -1,6 +1,10 @@
 """What happened, step by step and generation by generation."""
 
+from collections import deque
 from dataclasses import dataclass, field
+
+#: So many generations keep their records; the counts go on.
+KEPT_GENERATIONS = 100
 
 
 @dataclass(frozen=True)
@@ -57,11 +61,24 @@ class Generation:
         return [decision.change for decision in self.decisions if decision.change is not None]
 
 
-@dataclass
 class Stats:
-    """All generations of one handle, in order."""
+    """What one handle saw.
 
-    generations: list[Generation] = field(default_factory=list)
+    Attributes:
+        generations: the newest `KEPT_GENERATIONS`, in order.
+    """
+
+    def __init__(self) -> None:
+        self.generations: deque[Generation] = deque(maxlen=KEPT_GENERATIONS)
+        self._dropped_skipped = self._dropped_computed = 0.0  # of those that are no longer kept
+
+    def begin(self, steps: int) -> Generation:
+        """A new record, the last from now on."""
+        if len(self.generations) == KEPT_GENERATIONS:
+            self._dropped_skipped += self.generations[0].skipped
+            self._dropped_computed += self.generations[0].computed
+        self.generations.append(Generation(steps))
+        return self.last
 
     @property
     def last(self) -> Generation:
@@ -70,11 +87,13 @@ class Stats:
 
     @property
     def skipped(self) -> float:
-        return _whole(sum(generation.skipped for generation in self.generations))
+        """Over all generations, in steps."""
+        return _whole(self._dropped_skipped + sum(generation.skipped for generation in self.generations))
 
     @property
     def computed(self) -> float:
-        return _whole(sum(generation.computed for generation in self.generations))
+        """Over all generations, in steps."""
+        return _whole(self._dropped_computed + sum(generation.computed for generation in self.generations))
 
     @property
     def speedup_estimate(self) -> float:

@@ -9,17 +9,17 @@ skip      forward without blocks, with a residual forecast from those kept added
 ```
 
 MLX is lazy: the full forward is built on every step, and only its signal is evaluated before the gate decides. A third
-cache, which decides inside the forward, is in `dualcache`.
+cache, which decides inside the forward, is in `block_cache`.
 """
 
 from collections import defaultdict
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import mlx.core as mx
 
 from mflux_teacache_plugin.caching.forecast import Forecast
-from mflux_teacache_plugin.caching.gate import Gate, Run, Verdict, relative_change
+from mflux_teacache_plugin.caching.gate import Change, Facts, Gate, Verdict, relative_change
 from mflux_teacache_plugin.caching.stats import Decision, Generation
 from mflux_teacache_plugin.caching.taps import Forward, TappedForward
 
@@ -28,18 +28,31 @@ class CacheFault(Exception):
     """The model does not behave as its adapter says; the generation goes on without the cache."""
 
 
+class Calls(Protocol):
+    """The places before which a cache can stand; `adapters.intercept` has them for each family."""
+
+    def predictions(self, answer: Callable[..., Any]) -> None:
+        """`answer(forward, *args)` answers each call whose result is a step's prediction, or one guidance branch's."""
+
+    def transformer_calls(self, answer: Callable[..., Any]) -> None:
+        """`answer(tapped_forward, *args)` answers each call of the transformer, or of a compiled step around it."""
+
+    def blocks(self, layer: Callable[[str, int, int], Callable[..., Any]]) -> None:
+        """`layer(list name, index, blocks)` makes what stands before that block; nothing is compiled around it."""
+
+
 class Cache:
     """What all caches share: the step counter, the record, and standing aside after a fault.
 
     Args:
-        run: the generation's schedule.
+        facts: what is known of the generation.
         order: of the forecasts that stand in for a skipped step.
         record: a new record.
     """
 
-    def __init__(self, run: Run, order: int, record: Generation) -> None:
+    def __init__(self, facts: Facts, order: int, record: Generation) -> None:
         self.record = record
-        self._run = run
+        self._facts = facts
         self._order = order
         self._step = 0
         self._calls = 0  # that this step has made so far
@@ -47,7 +60,11 @@ class Cache:
     @property
     def sigma(self) -> float:
         """Of the present step."""
-        return self._run.sigmas[min(self._step, self._run.steps - 1)]
+        return self._facts.sigmas[min(self._step, self._facts.steps - 1)]
+
+    def attach(self, calls: Calls) -> None:
+        """Stand before the calls that this cache answers."""
+        raise NotImplementedError
 
     def end_step(self) -> None:
         """The step is done: start evaluating what is kept, so that no graph stays alive, without waiting for it."""
@@ -68,6 +85,12 @@ class Cache:
         self.record.fault = f"{type(exception).__name__}: {exception}"
         self.forget()
 
+    def _ask_gate(self, gate: Gate, change: Change) -> Verdict:
+        """The gate's verdict; a step beyond the announced ones is computed, for nobody has planned it."""
+        if self._step >= self._facts.steps:
+            return Verdict(skip=False, reason="beyond the announced steps")
+        return gate(self._step, change)
+
     def _note(self, verdict: Verdict, change: float | None = None) -> None:
         self.record.decisions.append(Decision(self._step, verdict.skip, verdict.reason, change, verdict.accumulated))
 
@@ -79,13 +102,16 @@ class PredictionCache(Cache):
         condition: the position of an argument of the calls; what was kept when it was another object is of no use.
     """
 
-    def __init__(self, gate: Gate, run: Run, order: int, record: Generation, condition: int | None = None) -> None:
-        super().__init__(run, order, record)
+    def __init__(self, gate: Gate, facts: Facts, order: int, record: Generation, condition: int | None = None) -> None:
+        super().__init__(facts, order, record)
         self._gate = gate
         self._condition = condition
         self._conditions: dict[int, Any] = {}  # by call within the step
         self._predictions: dict[int, Forecast] = defaultdict(lambda: Forecast(order))  # by call within the step
         self._skip = False
+
+    def attach(self, calls: Calls) -> None:
+        calls.predictions(self.run)
 
     def run(self, forward: Forward, *args: Any, **kwargs: Any) -> mx.array:
         """Answer one call, which is one of a step's, always in the same order."""
@@ -113,7 +139,7 @@ class PredictionCache(Cache):
                 self._conditions[self._calls] = condition
                 self._predictions.pop(self._calls, None)
         if self._calls == 0:
-            verdict = self._gate(self._step, _unread)
+            verdict = self._ask_gate(self._gate, _unread)
             if verdict.skip and self._predictions[0].shape is None:
                 verdict = Verdict(skip=False, reason="nothing that fits is kept")
             self._skip = verdict.skip
@@ -137,25 +163,28 @@ class StepCache(Cache):
 
     Args:
         branches: how often the transformer runs within a step at most: 2 with classifier-free guidance.
-        look: makes of a signal, (batch, tokens, width), and its σ what the gate compares between neighbouring steps.
+        transform: makes of a signal, (batch, tokens, width), and its σ what the gate compares between neighbouring steps.
     """
 
     def __init__(
         self,
         gate: Gate,
-        run: Run,
+        facts: Facts,
         order: int,
         record: Generation,
         branches: int = 1,
-        look: Callable[[mx.array, float], mx.array] = lambda signal, sigma: signal,
+        transform: Callable[[mx.array, float], mx.array] = lambda signal, sigma: signal,
     ) -> None:
-        super().__init__(run, order, record)
+        super().__init__(facts, order, record)
         self._gate = gate
         self._branches = branches
-        self._look = look
+        self._transform = transform
         self._signal: mx.array | None = None  # of the step before, skipped or not
         self._residuals: dict[int, Forecast] = defaultdict(lambda: Forecast(order))  # by guidance branch
         self._skip = False  # this step's decision, taken on its first (conditional) branch
+
+    def attach(self, calls: Calls) -> None:
+        calls.transformer_calls(self.run)
 
     def run(self, forward: TappedForward, *args: Any, **kwargs: Any) -> mx.array:
         """Answer one call of `forward`, which covers one guidance branch or all of a step's."""
@@ -196,7 +225,7 @@ class StepCache(Cache):
         return output
 
     def _decide(self, signal: mx.array, fitting: bool) -> bool:
-        previous, self._signal = self._signal, self._look(signal, self.sigma)
+        previous, self._signal = self._signal, self._transform(signal, self.sigma)
         current = self._signal
         if not fitting or previous is None or previous.shape != current.shape:
             verdict = Verdict(skip=False, reason="first step" if self._step == 0 else "nothing that fits is kept")
@@ -210,7 +239,7 @@ class StepCache(Cache):
             read.append(relative_change(current, previous))
             return read[-1]
 
-        verdict = self._gate(self._step, change)
+        verdict = self._ask_gate(self._gate, change)
         if verdict.forget:
             self.forget()
         self._note(verdict, *read[:1])

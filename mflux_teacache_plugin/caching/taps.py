@@ -1,6 +1,6 @@
 """See inside a transformer without copying its forward.
 
-Two places are tapped, by swapping the class of the module that sits there: the module whose input is the *signal*
+Two places are tapped, by a layer before the module that sits there: the module whose input is the *signal*
 (the first block's modulated input) and the *final norm*. Running the same forward with its block lists emptied gives the
 final norm's input as it would be without the blocks, `h_in`; the blocks' whole effect is `h_out - h_in`, the residual.
 """
@@ -12,6 +12,8 @@ from typing import Any
 
 import mlx.core as mx
 from mlx import nn
+
+from mflux_teacache_plugin.host.layers import stand_before
 
 Forward = Callable[..., mx.array]
 
@@ -35,9 +37,9 @@ class TapPoints:
     stream: str | None = None
 
 
-#: One run of a forward: its output, then per guidance branch the signal, (batch, tokens, width), and the final norm's
+#: One pass of a forward: its output, then per guidance branch the signal, (batch, tokens, width), and the final norm's
 #: input, (batch, image tokens, width). There are no signals without blocks.
-Run = tuple[mx.array, list[mx.array], list[mx.array]]
+Pass = tuple[mx.array, list[mx.array], list[mx.array]]
 
 
 def module_at(root: Any, path: str) -> Any:
@@ -50,22 +52,6 @@ def module_at(root: Any, path: str) -> Any:
         else:
             root = getattr(root, part)
     return root
-
-
-def swap_call(module: Any, call: Callable[..., Any]) -> Callable[[], None]:
-    """Let `call(base_call, *args, **kwargs)` answer calls of this one module; returns what undoes it.
-
-    Only the instance's class changes, to a subclass made for it: parameters, quantization, LoRA, saving and
-    isinstance stay as they are.
-    """
-    base = type(module)
-
-    def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
-        return call(lambda *a, **k: base.__call__(self, *a, **k), *args, **kwargs)
-
-    names = {"__call__": __call__, "__module__": base.__module__, "__qualname__": base.__qualname__}
-    object.__setattr__(module, "__class__", type(base.__name__, (base,), names))
-    return lambda: object.__setattr__(module, "__class__", base)
 
 
 class Taps:
@@ -81,18 +67,21 @@ class Taps:
         for name in points.blocks:  # a wrong name must fail here, not in the middle of a generation
             getattr(transformer, name)
         signal, final = module_at(transformer, points.signal), module_at(transformer, points.final)
-        self._undo = [swap_call(signal, self._on_signal), swap_call(final, self._on_final)]
+        self._undo = [
+            stand_before(signal, "__call__", self._on_signal),
+            stand_before(final, "__call__", self._on_final),
+        ]
 
     def remove(self) -> None:
-        """Give the modules their own classes back."""
+        """Leave the modules as they were."""
         while self._undo:
             self._undo.pop()()
 
-    def full(self, forward: Forward, *args: Any, **kwargs: Any) -> Run:
+    def full(self, forward: Forward, *args: Any, **kwargs: Any) -> Pass:
         """Run `forward`, which calls the transformer once per guidance branch, with its blocks."""
         return self._run(None, forward, args, kwargs)
 
-    def without_blocks(self, forward: Forward, residuals: Sequence[mx.array] | None, *args: Any, **kwargs: Any) -> Run:
+    def without_blocks(self, forward: Forward, residuals: Sequence[mx.array] | None, *args: Any, **kwargs: Any) -> Pass:
         """Run `forward` with empty block lists; `residuals`, one per branch, are added at the final norm."""
         lists = {name: getattr(self._transformer, name) for name in self._points.blocks}
         try:
@@ -103,25 +92,25 @@ class Taps:
             for name, blocks in lists.items():
                 setattr(self._transformer, name, blocks)
 
-    def _run(self, residuals: Sequence[mx.array] | None, forward: Forward, args: tuple, kwargs: dict) -> Run:
+    def _run(self, residuals: Sequence[mx.array] | None, forward: Forward, args: tuple, kwargs: dict) -> Pass:
         self.running, self._signals, self._finals, self._residuals = True, [], [], residuals
         try:
             return forward(*args, **kwargs), self._signals, self._finals
         finally:
             self.running, self._signals, self._finals, self._residuals = False, [], [], None
 
-    def _on_signal(self, base_call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    def _on_signal(self, inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         if self.running:
             name = self._points.signal_argument
             self._signals.append(kwargs[name] if name in kwargs else args[0])
-        return base_call(*args, **kwargs)
+        return inner(*args, **kwargs)
 
-    def _on_final(self, base_call: Callable[..., Any], hidden: mx.array, *args: Any, **kwargs: Any) -> Any:
+    def _on_final(self, inner: Callable[..., Any], hidden: mx.array, *args: Any, **kwargs: Any) -> Any:
         if self.running:
             if self._residuals is not None:
                 hidden = hidden + self._residuals[len(self._finals)]
             self._finals.append(hidden)
-        return base_call(hidden, *args, **kwargs)
+        return inner(hidden, *args, **kwargs)
 
 
 class TappedForward:
@@ -133,8 +122,8 @@ class TappedForward:
     def __init__(self, taps: Taps, forward: Forward, compiled: bool = False) -> None:
         wrap: Callable[[Any], Any] = mx.compile if compiled else _as_it_is
         self.plain: Forward = wrap(forward)
-        self.full: Callable[..., Run] = wrap(partial(taps.full, forward))
-        self.without_blocks: Callable[..., Run] = wrap(partial(taps.without_blocks, forward))
+        self.full: Callable[..., Pass] = wrap(partial(taps.full, forward))
+        self.without_blocks: Callable[..., Pass] = wrap(partial(taps.without_blocks, forward))
 
 
 def _as_it_is(function: Any) -> Any:

@@ -16,13 +16,13 @@ from typing import Any
 
 import mlx.core as mx
 
-from mflux_teacache_plugin import _startup, choices, settings
+from mflux_teacache_plugin import _startup, choose, settings
 from mflux_teacache_plugin.adapters import Adapter
-from mflux_teacache_plugin.catalog import Catalog, Match
 from mflux_teacache_plugin.errors import SettingsError, TeaCacheError, UnsupportedModelError
 from mflux_teacache_plugin.host.manager import load_plugins
 from mflux_teacache_plugin.host.specs import hookimpl
 from mflux_teacache_plugin.host.watch import Watch
+from mflux_teacache_plugin.variants.catalog import Catalog, Match
 
 NAME = "calibration"  #: of the plugin that listens
 
@@ -112,7 +112,7 @@ class _Listener:
             raise _Leave(SettingsError(f"{option} skips steps", hint="calibration records plain runs: leave it out"))
         with _leaving():
             for pipeline in pipelines:
-                choices.serving_adapters(pipeline)
+                choose.serving_adapters(pipeline)
 
     @hookimpl(optionalhook=True)
     def mflux_model_loading(
@@ -121,10 +121,10 @@ class _Listener:
         if model_config is None:
             raise _Leave(UnsupportedModelError(f"{pipeline.__name__} was built without a model of mflux's registry"))
         with _leaving():
-            serving = choices.serving_adapters(pipeline)
-            match = self._files.match(choices.identity(model_config, source), serving.keys())
+            serving = choose.serving_adapters(pipeline)
+            match = self._files.match(choose.identity(model_config, source), serving.keys())
             adapter = next(iter(serving.values())) if match is None else serving[match.variant.adapter]
-            choices.check_run(adapter, pipeline, model_config, vars(args) if args is not None else {})
+            choose.check_run(adapter, pipeline, model_config, vars(args) if args is not None else {})
             self._found = adapter, match
             self._check(adapter, match, model_config, source)
 

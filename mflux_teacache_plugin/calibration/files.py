@@ -7,12 +7,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from mflux_teacache_plugin.caching.teacache import TeaCacheGate
 from mflux_teacache_plugin.calibration.analysis import OWN, PUBLISHED, Analysis
 from mflux_teacache_plugin.calibration.traces import Trace, write_text
 from mflux_teacache_plugin.checks import as_table
 from mflux_teacache_plugin.errors import SettingsError
-from mflux_teacache_plugin.variants import SCHEMA, Profile, Variant
+from mflux_teacache_plugin.methods.teacache import TeaCacheGate
+from mflux_teacache_plugin.variants.variant import SCHEMA, Profile, Variant
 
 #: Without pictures to judge by, a threshold is one that skips about this share of the steps.
 SKIPPED_SHARE = 1 / 3

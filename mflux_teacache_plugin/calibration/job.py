@@ -23,10 +23,10 @@ from mflux_teacache_plugin.calibration.command import Model
 from mflux_teacache_plugin.calibration.record import OUTPUT, Recording, recording
 from mflux_teacache_plugin.calibration.result import Result, conclude
 from mflux_teacache_plugin.calibration.traces import TraceError
-from mflux_teacache_plugin.catalog import Catalog, Match
 from mflux_teacache_plugin.checks import as_table
 from mflux_teacache_plugin.measure import shards
 from mflux_teacache_plugin.variants import Provenance, Variant
+from mflux_teacache_plugin.variants.catalog import Catalog, Match
 
 #: The first seed; further ones of a prompt count up.
 SEED = 42

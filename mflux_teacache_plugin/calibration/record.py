@@ -7,17 +7,17 @@ while it is watched: the taps have to see every call.
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any, cast
 
 import mlx.core as mx
 
 from mflux_teacache_plugin import apply
 from mflux_teacache_plugin.adapters import Adapter
-from mflux_teacache_plugin.adapters.compiled import uncompiled
-from mflux_teacache_plugin.caching.taps import Taps, swap_call
+from mflux_teacache_plugin.adapters.intercept import Interception
+from mflux_teacache_plugin.caching.taps import Forward, TappedForward
 from mflux_teacache_plugin.calibration.traces import CHANGES, TraceError
-from mflux_teacache_plugin.host.watch import watch
+from mflux_teacache_plugin.host.layers import stand_before
+from mflux_teacache_plugin.host.watch import Observer, watch
 
 SIGNAL, OUTPUT, RESIDUAL = CHANGES
 
@@ -39,52 +39,44 @@ class Recording:
     facts: dict[str, Any] = field(default_factory=dict)
 
 
-class Recorder:
-    """An observer (see `host.watch`) that records one generation after the other; `last` is the newest one.
+class Recorder(Observer):
+    """Records one generation after the other; `last` is the newest one.
 
     Args:
-        model: the pipeline.
-        adapter: where it is tapped; with no taps only the outputs are recorded.
+        adapter: where the model is tapped; with no taps only the outputs are recorded.
         on_step: called after each step.
     """
 
-    def __init__(self, model: Any, adapter: Adapter, on_step: Callable[[], object] = lambda: None) -> None:
+    def __init__(self, adapter: Adapter, on_step: Callable[[], object] = lambda: None) -> None:
         self.last = Recording()
-        self._model = model
+        self.failed: Exception | None = None
         self._adapter = adapter
         self._on_step = on_step
+        self._interception: Interception | None = None
         self._undo: list[Callable[[], None]] = []
         self._before: dict[tuple[int, str], mx.array] = {}
         self._now: dict[tuple[int, str], mx.array] = {}
         self._branch = 0
         self._arguments: Mapping[str, Any] = {}  # of the present call of generate_image
 
-    def generation_called(self, arguments: Mapping[str, Any]) -> None:
+    def generation_called(self, model: Any, arguments: Mapping[str, Any]) -> None:
+        self._release()
         self._arguments = arguments
-        if self._adapter.on_class:
-            self._watch_predict()
+        self._interception = Interception(model, self._adapter)
 
-    def generation_begin(self, seed: int, prompt: str, config: Any) -> None:
+    def generation_begin(self, model: Any, seed: int, prompt: str, config: Any) -> None:
         adapter = self._adapter
-        sigmas = adapter.sigmas and adapter.sigmas(self._model, config, self._arguments)
-        self.last = Recording(list(apply.run_of(config, sigmas).sigmas), facts=_facts(config))
+        sigmas = adapter.sigmas and adapter.sigmas(model, config, self._arguments)
+        self.last = Recording(list(apply.facts_of(config, sigmas).sigmas), facts=_facts(config))
         self._before, self._now, self._branch = {}, {}, 0
-        if adapter.taps is not None or not adapter.predict:
-            self._tap_transformer()
-        if not adapter.on_class:
-            self._watch_predict()
-        scheduler = config.scheduler
-        step = scheduler.step
+        self._interception = self._interception or Interception(model, adapter)
+        if adapter.taps is None:
+            self._interception.predictions(self._run)
+        else:
+            self._interception.transformer_calls(self._run_tapped, whole_steps=False)
+        self._undo.append(stand_before(config.scheduler, "step", self._scheduled))
 
-        def taken(*args: Any, **kwargs: Any) -> Any:
-            noise = kwargs.get("noise", args[0] if args else None)
-            if isinstance(noise, mx.array):
-                self._now[_PREDICTION] = noise
-            return step(*args, **kwargs)
-
-        scheduler.step = taken  # of this run's own scheduler
-
-    def step_end(self, t: int, time_steps: Any) -> None:
+    def step_end(self, model: Any, t: int, time_steps: Any) -> None:
         changes = {
             key: _change(now, self._before[key])
             for key, now in self._now.items()
@@ -96,69 +88,42 @@ class Recorder:
         self._before, self._now, self._branch = self._now, {}, 0
         self._on_step()
 
-    def loop_end(self) -> None:
+    def loop_end(self, model: Any) -> None:
         self._release()
 
-    def generation_interrupted(self) -> None:
+    def generation_interrupted(self, model: Any) -> None:
         self._release()
 
-    def generation_end(self, image: Any | None) -> None:
+    def generation_end(self, model: Any, image: Any | None) -> None:
         self._release()
 
-    def _tap_transformer(self) -> None:
-        adapter = self._adapter
-        transformer = getattr(self._model, adapter.transformer)
-        taps = None if adapter.taps is None else Taps(transformer, adapter.taps)
-        if taps is not None:
-            self._undo.append(taps.remove)
+    def fault(self, model: Any, event: str, exception: Exception) -> None:
+        """Kept: there is no use in a picture that was not recorded."""
+        self._release()
+        self.failed = self.failed or exception
 
-        def call(base_call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-            if taps is None:
-                output = base_call(*args, **kwargs)
-                self._see(output)
-                return output
-            if taps.running:
-                return base_call(*args, **kwargs)
-            output, signals, finals = taps.full(base_call, *args, **kwargs)
-            _, _, without = taps.without_blocks(base_call, None, *args, **kwargs)
-            self._see(output, signals[0], finals[0] - without[0])
-            return output
+    def _run(self, forward: Forward, *args: Any, **kwargs: Any) -> Any:
+        output = forward(*args, **kwargs)
+        self._see(output)
+        return output
 
-        self._undo.append(swap_call(transformer, call))
+    def _run_tapped(self, forward: TappedForward, *args: Any, **kwargs: Any) -> Any:
+        output, signals, finals = forward.full(*args, **kwargs)
+        _, _, without = forward.without_blocks(None, *args, **kwargs)
+        self._see(output, signals[0], finals[0] - without[0])
+        return output
 
-    def _watch_predict(self) -> None:
-        """Stand before the methods that make a step's function, on the model, or on the class where mflux looks there."""
-        for name in self._adapter.predict:
-            owner: Any = self._model
-            if self._adapter.on_class:
-                owner = next(cls for cls in type(self._model).__mro__ if name in vars(cls))
-            if not hasattr(owner, name):  # an adapter's pipelines need not have all of its methods
-                continue
-            build = partial(self._build, getattr(owner, name))
-            if owner is self._model:
-                object.__setattr__(owner, name, build)
-                self._undo.append(partial(self._model.__dict__.pop, name, None))
-            else:
-                self._undo.append(partial(setattr, owner, name, vars(owner)[name]))
-                setattr(owner, name, staticmethod(build))
-
-    def _build(self, build: Callable[..., Any], *args: Any) -> Callable[..., Any]:
-        """A step's function: uncompiled for the taps; without taps its results are what is seen."""
-        if self._adapter.taps is not None:
-            return uncompiled(build, *args)[0]
-        forward = build(*args)
-
-        def predict(*a: Any, **k: Any) -> Any:
-            output = forward(*a, **k)
-            self._see(output)
-            return output
-
-        return predict
+    def _scheduled(self, step: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """The scheduler is given what guidance made of the branches."""
+        noise = kwargs.get("noise", args[0] if args else None)
+        if isinstance(noise, mx.array):
+            self._now[_PREDICTION] = noise
+        return step(*args, **kwargs)
 
     def _see(self, output: Any, signal: mx.array | None = None, residual: mx.array | None = None) -> None:
         """One guidance branch of the step that is being taken."""
         if not isinstance(output, mx.array):
-            raise TraceError(f"{type(self._model).__name__} cannot be recorded", cause="its output is no single array")
+            raise TraceError(f"{self._adapter.id} cannot be recorded", cause="its output is no single array")
         for kind, value in ((SIGNAL, signal), (OUTPUT, output), (RESIDUAL, residual)):
             if value is not None:
                 self._now[self._branch, kind] = value
@@ -174,6 +139,9 @@ class Recorder:
     def _release(self) -> None:
         while self._undo:
             self._undo.pop()()
+        interception, self._interception = self._interception, None
+        if interception is not None:
+            interception.leave()
         self._before, self._now = {}, {}
 
 
@@ -183,12 +151,14 @@ _PREDICTION = (-1, "prediction")
 @contextmanager
 def recording(model: Any, adapter: Adapter, on_step: Callable[[], object] = lambda: None) -> Iterator[Recorder]:
     """Record every generation of `model` in the `with` block, and leave it as it was."""
-    recorder = Recorder(model, adapter, on_step)
+    recorder = Recorder(adapter, on_step)
     stop = watch(model, recorder)
     try:
         yield recorder
+        if recorder.failed is not None:
+            raise recorder.failed
     finally:
-        recorder.generation_end(None)
+        recorder.generation_end(model, None)
         stop()
 
 

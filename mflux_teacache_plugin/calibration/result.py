@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from importlib.metadata import version
 from typing import Any
 
-from mflux_teacache_plugin import choices
+from mflux_teacache_plugin import choose
 from mflux_teacache_plugin.calibration import files, schedule
 from mflux_teacache_plugin.calibration.analysis import OWN, PROFILE, PUBLISHED, Analysis, analyse
 from mflux_teacache_plugin.calibration.traces import Trace, TraceError, TraceFile
@@ -70,7 +70,7 @@ def _no_polynomial(group: Sequence[TraceFile], adapter: str) -> str:
     """Why a polynomial that was fitted to these traces would be of no use; empty if it would."""
     if group[0].foreign:
         return f"these traces' signal is the {group[0].foreign}, which no gate here reads"
-    known = choices.registry().adapters.get(adapter)
+    known = choose.registry().adapters.get(adapter)
     return "this family's signal is not tapped yet" if known is not None and known.taps is None else ""
 
 

@@ -9,7 +9,7 @@ from importlib.resources import files as resources
 from pathlib import Path
 from typing import Any
 
-from mflux_teacache_plugin import choices, demo_model
+from mflux_teacache_plugin import choose, demo_model
 from mflux_teacache_plugin.calibration import sweep
 from mflux_teacache_plugin.calibration.job import Calibration, Outcome, Plan
 from mflux_teacache_plugin.cli import fit, output
@@ -86,7 +86,7 @@ def run(args: argparse.Namespace) -> int:
         folder=args.folder,
         force=args.force,
     )
-    outcome = Calibration(plan, choices.catalog()).run()
+    outcome = Calibration(plan, choose.catalog()).run()
     if outcome is not None:
         _print(outcome, args.format)
     return 0
@@ -117,10 +117,9 @@ def read_prompts(path: Path | None) -> tuple[str, ...]:
 
 def check_setting(setting: str) -> None:
     """Raise SettingsError for what `--teacache` would not take."""
-    from mflux_teacache_plugin import methods
 
     try:
-        if isinstance(methods.parse(setting, choices.parsers()), str):
+        if isinstance(choose.parse(setting), str):
             raise ArgumentTypeError(f"'{setting}' is no setting to try")
     except ArgumentTypeError as error:
         raise SettingsError(f"--settings: {error}", hint="try 0.2 1.5x 2x") from None

@@ -13,7 +13,7 @@ from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from mflux_teacache_plugin import _startup, choices
+from mflux_teacache_plugin import _startup, choose
 from mflux_teacache_plugin.caching.taps import module_at
 from mflux_teacache_plugin.cli import output
 from mflux_teacache_plugin.host import bridge
@@ -106,7 +106,7 @@ def _patch_points() -> Iterator[Finding]:
         yield Finding(NOTE, "mflux", "has a plugin host of its own, so this one stands down")
     for module, name in bridge.PATCH_POINTS:
         yield _found(module, name, mend)
-    for pipeline in sorted(choices.registry().pipelines()):
+    for pipeline in sorted(choose.registry().pipelines()):
         module, _, name = pipeline.partition(":")
         try:
             import_module(module)
@@ -138,7 +138,7 @@ def _plugins() -> Iterator[Finding]:
 
 
 def _coefficients() -> Iterator[Finding]:
-    files = choices.catalog(strict=False)
+    files = choose.catalog(strict=False)
     for id, entry in sorted(files.variants.items()):
         shadowed = files.shadowed.get(id, [])
         behind = f"; shadows {', '.join(other.place for other in shadowed)}" if shadowed else ""

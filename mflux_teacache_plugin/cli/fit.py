@@ -8,7 +8,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from mflux_teacache_plugin import choices
+from mflux_teacache_plugin import choose
 from mflux_teacache_plugin.calibration import files, traces
 from mflux_teacache_plugin.calibration.analysis import OWN, PROFILE, PUBLISHED
 from mflux_teacache_plugin.calibration.result import Result, conclude
@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
     groups = traces.by_variant(args.traces)
     if args.id is not None and len(groups) > 1:
         raise SettingsError(f"--id names one variant; the traces are of {', '.join(groups)}", hint="fit one at a time")
-    catalog = choices.catalog(args.against)
+    catalog = choose.catalog(args.against)
     folder = args.output or catalog.user_folder
     facts = {"id": args.id, "adapter": args.adapter, "models": args.model}
     if not args.dry_run:

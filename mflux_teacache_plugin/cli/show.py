@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from mflux_teacache_plugin import choices
+from mflux_teacache_plugin import choose
 from mflux_teacache_plugin.cli import output
 from mflux_teacache_plugin.cli.variants import as_dict
 
@@ -15,8 +15,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    files = choices.catalog()
-    choices.by_id(files, args.id)
+    files = choose.catalog()
+    files.by_id(args.id)
     shown = as_dict(files.variants[args.id])
     shown["shadows"] = [entry.place for entry in files.shadowed.get(args.id, [])]
     if args.format == "json":

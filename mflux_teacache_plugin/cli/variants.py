@@ -4,9 +4,9 @@ import argparse
 import dataclasses
 from typing import Any
 
-from mflux_teacache_plugin import choices
-from mflux_teacache_plugin.catalog import Entry
+from mflux_teacache_plugin import choose
 from mflux_teacache_plugin.cli import output
+from mflux_teacache_plugin.variants.catalog import Entry
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -14,7 +14,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    entries = [entry for _, entry in sorted(choices.catalog().variants.items())]
+    entries = [entry for _, entry in sorted(choose.catalog().variants.items())]
     if args.format == "json":
         output.print_json([as_dict(entry) for entry in entries])
         return 0

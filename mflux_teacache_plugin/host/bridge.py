@@ -12,16 +12,17 @@
 import importlib.util
 import inspect
 import sys
+import threading
 from argparse import Namespace
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial, wraps
 from pathlib import Path
 from types import FrameType, ModuleType
 from typing import Any
 
-from mflux_teacache_plugin import _startup
+from mflux_teacache_plugin.host import imports
 from mflux_teacache_plugin.host.manager import load_plugins, tell
-from mflux_teacache_plugin.host.watch import watch
+from mflux_teacache_plugin.host.watch import Observer, watch
 
 #: Module and attribute of every point that is patched; `doctor` looks at them.
 PATCH_POINTS = (
@@ -40,26 +41,25 @@ class Bridge:
         self._args: Namespace | None = None  # of the image command that runs in this process, once parsed
         self._undo: list[Callable[[], None]] = []
         self._awaited: list[tuple[str, Callable[[ModuleType], None]]] = []
-        self._loading = 0  # a pipeline that derives from another runs both their __init__
+        self._thread = threading.local()  # .loading: a pipeline that derives from another runs both their __init__
 
     def install(self) -> None:
         self._when_imported("mflux.models.common.config.model_config", self._add_models)
         self._when_imported("mflux.cli.parser.parsers", self._patch_parser)
-        for adapters in tell(self._hook.mflux_adapters):
-            for adapter in adapters:
-                for pipeline in adapter.pipelines:
-                    module, _, name = pipeline.partition(":")
-                    self._when_imported(module, partial(self._patch_named, name))
+        for pipelines in tell(self._hook.mflux_pipelines):
+            for pipeline in pipelines:
+                module, _, name = pipeline.partition(":")
+                self._when_imported(module, partial(self._patch_named, name))
 
     def uninstall(self) -> None:
         for awaited in self._awaited:
-            _startup.forget(*awaited)
+            imports.forget(*awaited)
         while self._undo:
             self._undo.pop()()
 
     def _when_imported(self, module: str, callback: Callable[[ModuleType], None]) -> None:
         self._awaited.append((module, callback))
-        _startup.when_imported(module, callback)
+        imports.when_imported(module, callback)
 
     def _patch(self, owner: Any, name: str, wrapper: Callable[..., Any]) -> None:
         own = owner.__dict__.get(name)  # some pipelines inherit their __init__
@@ -113,50 +113,46 @@ class Bridge:
             return
 
         def __init__(model: Any, *args: Any, **kwargs: Any) -> None:
-            if self._loading:
+            if getattr(self._thread, "loading", False):
                 return stock(model, *args, **kwargs)
             passed = inspect.signature(stock).bind(model, *args, **kwargs)
             passed.apply_defaults()
             source, config = passed.arguments.get("model_path"), passed.arguments.get("model_config")
             source = None if source is None else str(source)
-            self._loading += 1
+            self._thread.loading = True
             try:
                 told = {"pipeline": type(model), "model_config": config, "source": source, "args": self._args}
                 tell(self._hook.mflux_model_loading, **told)
                 stock(model, *args, **kwargs)
             finally:
-                self._loading -= 1
-            watch(model, _HookObserver(self._hook, model))
+                self._thread.loading = False
+            watch(model, _HookObserver(self._hook))
             tell(self._hook.mflux_model_loaded, model=model, source=source, args=self._args)
 
         self._patch(pipeline, "__init__", __init__)
         pipeline.__init__._mflux_bridge = self  # type: ignore[misc]
 
 
-class _HookObserver:
+class _HookObserver(Observer):
     """Tells the hooks what `watch` sees."""
 
-    def __init__(self, hook: Any, model: Any) -> None:
+    def __init__(self, hook: Any) -> None:
         self._hook = hook
-        self._model = model
 
-    def generation_called(self, arguments: Mapping[str, Any]) -> None:
-        """No hook: what plugins need is known when the loop begins."""
+    def generation_begin(self, model: Any, seed: int, prompt: str, config: Any) -> None:
+        tell(self._hook.mflux_generation_begin, model=model, seed=seed, prompt=prompt, config=config)
 
-    def generation_begin(self, seed: int, prompt: str, config: Any) -> None:
-        tell(self._hook.mflux_generation_begin, model=self._model, seed=seed, prompt=prompt, config=config)
+    def step_end(self, model: Any, t: int, time_steps: Any) -> None:
+        tell(self._hook.mflux_step_end, model=model, t=t, time_steps=time_steps)
 
-    def step_end(self, t: int, time_steps: Any) -> None:
-        tell(self._hook.mflux_step_end, model=self._model, t=t, time_steps=time_steps)
+    def loop_end(self, model: Any) -> None:
+        tell(self._hook.mflux_loop_end, model=model)
 
-    def loop_end(self) -> None:
-        tell(self._hook.mflux_loop_end, model=self._model)
+    def generation_interrupted(self, model: Any) -> None:
+        tell(self._hook.mflux_generation_interrupted, model=model)
 
-    def generation_interrupted(self) -> None:
-        tell(self._hook.mflux_generation_interrupted, model=self._model)
-
-    def generation_end(self, image: Any | None) -> None:
-        tell(self._hook.mflux_generation_end, model=self._model, image=image)
+    def generation_end(self, model: Any, image: Any | None) -> None:
+        tell(self._hook.mflux_generation_end, model=model, image=image)
 
 
 def _command_module() -> tuple[dict[str, Any], list[type]]:

@@ -10,7 +10,7 @@ from typing import Any
 import pluggy
 from pluggy import HookCaller
 
-from mflux_teacache_plugin.host import specs
+from mflux_teacache_plugin.host import faults, specs
 
 GROUP = "mflux"
 
@@ -46,27 +46,43 @@ def load_plugins() -> Loaded:
             _leave_out(loaded, f"{name} ({distribution})", f"{loaded.distributions[name]} has a plugin of that name")
             continue
         try:
-            _register(loaded.manager, entry_point)
+            loaded.manager.register(entry_point.load(), name=name)
+            loaded.distributions[name] = distribution
         except (Exception, SystemExit) as exception:  # noqa: BLE001 - somebody else's plugin may fail in any way
-            loaded.manager.unregister(name=name)
-            _leave_out(loaded, name, f"{type(exception).__name__}: {exception}")
-            continue
-        loaded.distributions[name] = distribution
+            _leave_out(loaded, name, faults.in_words(exception))
+    for further in tell(loaded.manager.hook.mflux_hookspecs):
+        loaded.manager.add_hookspecs(further)
+    for name, plugin in loaded.manager.list_name_plugin():
+        if plugin is not None and (why := _why_unusable(loaded.manager, plugin)):
+            del loaded.distributions[name]
+            _leave_out(loaded, name, why)
     return loaded
 
 
+def contributions(name: str) -> list[Any]:
+    """What every plugin returns from a hook without arguments; empty where no plugin has specified such a hook."""
+    hook = getattr(load_plugins().manager.hook, name, None)
+    return [] if hook is None or not hook.has_spec() else tell(hook)
+
+
 def _leave_out(loaded: Loaded, name: str, why: str) -> None:
+    if loaded.manager.has_plugin(name) and name not in loaded.distributions:
+        loaded.manager.unregister(name=name)
     loaded.failed[name] = why
     print(f"mflux: the plugin '{name}' is left out: {why}", file=sys.stderr)
 
 
-def _register(manager: pluggy.PluginManager, entry_point: importlib.metadata.EntryPoint) -> None:
-    plugin: Any = entry_point.load()
-    manager.register(plugin, name=entry_point.name)
-    manager.check_pending()  # an unknown hook is refused here, while it is known whose it is
+def _why_unusable(manager: pluggy.PluginManager, plugin: object) -> str | None:
+    """What is wrong with a registered plugin's hooks, or None."""
     for hook in manager.get_hookcallers(plugin) or []:
-        if any(each.plugin is plugin and (each.wrapper or each.hookwrapper) for each in hook.get_hookimpls()):
-            raise TypeError(f"{hook.name} is a hook wrapper; every plugin is called by itself here")
+        for each in hook.get_hookimpls():
+            if each.plugin is not plugin:
+                continue
+            if not hook.has_spec() and not each.optionalhook:
+                return f"unknown hook '{hook.name}'"
+            if each.wrapper or each.hookwrapper:
+                return f"{hook.name} is a hook wrapper; every plugin is called by itself here"
+    return None
 
 
 def tell(hook: HookCaller, **arguments: Any) -> list[Any]:
@@ -79,11 +95,8 @@ def tell(hook: HookCaller, **arguments: Any) -> list[Any]:
     for implementation in reversed(hook.get_hookimpls()):
         try:
             result = implementation.function(*(arguments[name] for name in implementation.argnames))
-        except Exception as exception:
-            if os.environ.get("MFLUX_TEACACHE_DEBUG", "") not in ("", "0"):
-                raise
-            why = f"{type(exception).__name__}: {exception}"
-            print(f"mflux: the plugin '{implementation.plugin_name}' failed in {hook.name}: {why}", file=sys.stderr)
+        except Exception as exception:  # noqa: BLE001 - see above
+            faults.report(f"the plugin '{implementation.plugin_name}' failed in {hook.name}", exception)
             continue
         if result is not None:
             results.append(result)

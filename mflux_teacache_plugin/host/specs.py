@@ -7,18 +7,22 @@ that fails keeps no other from being called. docs/hooks.md is checked against th
 
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterable, Mapping, MutableMapping
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pluggy
 
-if TYPE_CHECKING:
-    from mflux_teacache_plugin.adapters.adapter import Adapter
-    from mflux_teacache_plugin.methods import Parser
-    from mflux_teacache_plugin.variants import Variant
-
 hookspec = pluggy.HookspecMarker("mflux")
 hookimpl = pluggy.HookimplMarker("mflux")
+
+
+@hookspec
+def mflux_hookspecs() -> Any:
+    """A module or class with further hook specifications, for plugins of this plugin."""
+
+
+@hookspec
+def mflux_pipelines() -> Iterable[str]:
+    """Pipeline classes, as "module:Class", that shall be watched in Python too; in mflux's commands all of them are."""
 
 
 @hookspec
@@ -78,18 +82,3 @@ def mflux_generation_interrupted(model: Any) -> None:
 @hookspec
 def mflux_generation_end(model: Any, image: Any | None) -> None:
     """`generate_image` is over: with mflux's GeneratedImage, not saved yet, or None if it raised."""
-
-
-@hookspec
-def mflux_adapters() -> "Iterable[Adapter]":
-    """Step caching: adapters for families of transformers; one with the id of a built-in adapter replaces it."""
-
-
-@hookspec
-def mflux_variants() -> "Iterable[Variant | Path]":
-    """Step caching: coefficient files or variants. A user's own files win over them, they win over the shipped ones."""
-
-
-@hookspec
-def mflux_methods() -> "Mapping[str, Parser]":
-    """Step caching: methods, by the name before the colon in `--teacache NAME:SETTING`; each makes one of the setting."""

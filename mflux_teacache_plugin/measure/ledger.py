@@ -8,7 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from mflux_teacache_plugin import choices
+from mflux_teacache_plugin import choose
 from mflux_teacache_plugin.measure import files
 from mflux_teacache_plugin.measure.series import Case, Maker, Shot
 from mflux_teacache_plugin.methods import OFF
@@ -28,7 +28,7 @@ class Ledger:
         self._folder, self._pictures = folder, pictures
         self._own = folder / f"runs.rank{rank}.jsonl"
         self._versions = [version(name) for name in ("mflux", "mlx", "mflux-teacache-plugin")]
-        self._numbers = [f"{id} {entry.variant.digest}" for id, entry in sorted(choices.catalog().variants.items())]
+        self._numbers = [f"{id} {entry.variant.digest}" for id, entry in sorted(choose.catalog().variants.items())]
         self._known: dict[str, dict[str, Any]] = {}
         for file in sorted(folder.glob("runs*.jsonl")):
             for line in file.read_text(encoding="utf-8").splitlines():

@@ -14,7 +14,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
-from mflux_teacache_plugin import choices, methods
+from mflux_teacache_plugin import choose, methods
 from mflux_teacache_plugin.errors import SettingsError, TeaCacheError, UnsupportedModelError
 
 #: Python with this package, in a process that no start-up file needs to have prepared. -P: nothing from the working folder.
@@ -98,7 +98,7 @@ class Run:
 
 def setting(text: str) -> str:
     """What `--teacache` takes, checked and unchanged. Raises ArgumentTypeError."""
-    methods.parse(text, choices.parsers())
+    choose.parse(text)
     return text
 
 

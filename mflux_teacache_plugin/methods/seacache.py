@@ -1,4 +1,4 @@
-"""SeaCache's filter: what of a step's signal is picture rather than noise, without mflux.
+"""SeaCache: TeaCache's rule on what of a step's signal is picture rather than noise.
 
 SeaCache (Chung et al., "SeaCache: Spectral-Evolution-Aware Cache for Accelerating Diffusion Models", CVPR 2026,
 arXiv 2602.18993) accumulates the relative L1 change of the modulated input as TeaCache does, with two differences: there
@@ -8,8 +8,15 @@ sum stays below the threshold is skipped; a computed step sets the sum to 0; the
 The authors cap no run of skipped steps. They give thresholds of 0.3 and 0.6 for FLUX.1-dev at 50 steps.
 """
 
+from dataclasses import dataclass
+from typing import ClassVar
+
 import mlx.core as mx
 import numpy as np
+
+from mflux_teacache_plugin.caching.gate import Facts, Gate
+from mflux_teacache_plugin.methods.method import Method, Setup, number, plain
+from mflux_teacache_plugin.methods.teacache import TeaCacheGate
 
 #: The exponent of a picture's spectrum; the authors use 3 for video.
 PICTURE_POWER = 2.0
@@ -67,3 +74,26 @@ def _circular(gain: np.ndarray) -> mx.array:
     kernel = np.fft.ifft(gain).real
     index = np.arange(len(gain))
     return mx.array(kernel[(index[:, None] - index) % len(gain)].astype(np.float32))
+
+
+@dataclass(frozen=True)
+class SeaCache(Method):
+    """TeaCache's rule on a signal that has passed SeaCache's filter, whose change needs no polynomial."""
+
+    threshold: float = 0.3
+    uses_numbers: ClassVar[bool] = False
+
+    @property
+    def setting(self) -> str:
+        return f"seacache:{plain(self.threshold)}"
+
+    def gate(self, setup: Setup) -> Gate:
+        return TeaCacheGate(setup.facts.steps, self.threshold)
+
+    def transform(self, signal: mx.array, sigma: float, facts: Facts) -> mx.array:
+        return sea_filter(signal, sigma, facts.grid)
+
+
+def parse(setting: str) -> SeaCache:
+    """`0.3`: the threshold."""
+    return SeaCache(number(setting, example="0.3"))

@@ -9,39 +9,42 @@ from typing import Any
 
 from mflux_teacache_plugin import methods
 from mflux_teacache_plugin.adapters import BUILT_IN, REFUSED, Adapter, Registry
-from mflux_teacache_plugin.catalog import Catalog, Match, ModelIdentity, load_catalog
 from mflux_teacache_plugin.errors import ConflictError, UnsupportedModelError, VariantFileError
-from mflux_teacache_plugin.host.manager import load_plugins, tell
-from mflux_teacache_plugin.methods import Method, Parser, Placed, TeaCache
-from mflux_teacache_plugin.variants import Variant
+from mflux_teacache_plugin.host.manager import contributions
+from mflux_teacache_plugin.methods.method import Method, Parser
+from mflux_teacache_plugin.settings import Value
+from mflux_teacache_plugin.variants import Catalog, Match, ModelIdentity, Variant, load_catalog
 
 
 def registry() -> Registry:
-    """The built-in adapters and those that plugins contribute."""
-    contributed = tell(load_plugins().manager.hook.mflux_adapters)
-    return Registry([*BUILT_IN, *(adapter for adapters in contributed for adapter in adapters)], REFUSED)
+    """The built-in adapters and those that plugins contribute; the newest plugin's go before others."""
+    contributed = [adapter for adapters in reversed(contributions("mflux_adapters")) for adapter in adapters]
+    return Registry([*BUILT_IN, *contributed], REFUSED)
 
 
 def catalog(coefficients: Path | None = None, strict: bool = True) -> Catalog:
     """All coefficient files; `coefficients`, a file or folder, goes before all others."""
-    contributed = tell(load_plugins().manager.hook.mflux_variants)
-    return load_catalog(coefficients, [v for variants in contributed for v in variants], strict=strict)
+    contributed = [variant for variants in contributions("mflux_variants") for variant in variants]
+    return load_catalog(coefficients, contributed, strict=strict)
+
+
+def parsers() -> Mapping[str, Parser]:
+    """What makes a method of the text behind `NAME:`, from every plugin; the newest goes before others."""
+    known: dict[str, Parser] = dict(methods.BUILT_IN)
+    for contributed in reversed(contributions("mflux_methods")):
+        known.update(contributed)
+    return known
+
+
+def parse(text: str) -> Value:
+    """The method that a text names, of any plugin's. ArgumentTypeError, with the fix, if it names none."""
+    return methods.parse(text, parsers())
 
 
 def identity(model_config: Any, source: str | None) -> ModelIdentity:
     """What a coefficient file can match: mflux's names for a model, and where its weights came from if not by name."""
     aliases = tuple(getattr(model_config, "aliases", None) or ())
     return ModelIdentity(source, model_config.model_name, model_config.base_model, aliases)
-
-
-def parsers() -> Mapping[str, Parser]:
-    """What makes a method of the text behind `NAME:`, from every plugin."""
-    known: dict[str, Parser] = dict(methods.BUILT_IN)
-    for contributed in reversed(
-        tell(load_plugins().manager.hook.mflux_methods)
-    ):  # the newest plugin goes before others
-        known.update(contributed)
-    return known
 
 
 @dataclass(frozen=True)
@@ -86,7 +89,7 @@ def choose(
     if id is None:
         match = files.match(identity(model_config, source), serving.keys())
     else:
-        match = by_id(files, id) if id else None
+        match = files.by_id(id) if id else None
     variant = None if match is None else match.variant
     if variant is not None and variant.adapter not in serving:
         raise UnsupportedModelError(
@@ -99,14 +102,14 @@ def choose(
     if method is None:
         method = recommended(variant, tapped=adapter.taps is not None)
         if forecast is not None:
-            method = methods.with_forecast(method, forecast)
-    if adapter.taps is None and method.keeps != "prediction":
+            method = method.with_forecast(forecast)
+    if adapter.taps is None and method.needs_taps:
         raise UnsupportedModelError(
             f"{method} does not work with {pipeline.__name__} yet",
             cause="nobody has said where its transformer's signal and blocks are",
             hint="ask for a speed-up instead, such as --teacache 1.5x",
         )
-    if match is None and isinstance(method, TeaCache):
+    if match is None and method.needs_coefficients:
         name, one = source or model_config.model_name, " or ".join(f'"{id}"' for id in sorted(serving))
         raise UnsupportedModelError(
             f"there are no coefficients for {name}",
@@ -149,28 +152,15 @@ def serving_adapters(pipeline: type) -> dict[str, Adapter]:
 
 def recommended(variant: Variant | None, tapped: bool = True) -> Method:
     """What `auto` means: the file's word, else its threshold, else 1.5x. VariantFileError if its word is no method."""
+    word = "1.5x" if variant is None or variant.threshold is None or not tapped else repr(variant.threshold)
     if variant is not None and variant.recommended is not None:
-        try:
-            found = methods.parse(variant.recommended, parsers())
-            if not isinstance(found, str):
-                return found
-            problem = f"'{found}' is no method"
-        except ArgumentTypeError as error:
-            problem = str(error)
-        raise VariantFileError(
-            f"{variant.path or variant.id}: recommended: {problem}", hint='write a method such as "2x" or "0.2"'
-        )
-    if variant is not None and variant.threshold is not None and tapped:
-        return TeaCache(variant.threshold)
-    return Placed(1.5)
-
-
-def by_id(files: Catalog, id: str) -> Match:
-    """The variant of that id, for whatever model. Raises UnsupportedModelError naming those there are."""
-    if id not in files.variants:
-        raise UnsupportedModelError(
-            f"there is no variant '{id}'",
-            hint=f"known are {', '.join(sorted(files.variants))}; see mflux-teacache variants",
-        )
-    entry = files.variants[id]
-    return Match(entry.variant, entry.origin, exact=True)
+        word = variant.recommended
+    try:
+        found = parse(word)
+        if not isinstance(found, str):
+            return found
+        problem = f"'{found}' is no method"
+    except ArgumentTypeError as error:
+        problem = str(error)
+    place = "" if variant is None else variant.path or variant.id
+    raise VariantFileError(f"{place}: recommended: {problem}", hint='write a method such as "2x" or "0.2"')

@@ -1,6 +1,6 @@
 """The families for which nobody has tapped the transformer yet: where a step's prediction is made, and nothing else.
 
-That is enough for placed steps. mflux calls the transformer from plain Python once or twice a step (with guidance on the
+That is enough for a schedule. mflux calls the transformer from plain Python once or twice a step (with guidance on the
 prompt first and then on the negative prompt, so that the order tells the branches apart), or it compiles a function of one
 step, made by `_predict`. Either stays as it is; on a skipped step it is not called.
 
@@ -71,7 +71,7 @@ def _ideogram_sigmas(model: Any, config: Any, arguments: Mapping[str, Any]) -> S
     return [1.0 - float(share) for share in reversed(signal)]
 
 
-PLACED = (
+UNTAPPED = (
     Adapter(
         id="qwen-image-2.1",
         pipelines=(

@@ -13,7 +13,7 @@ from pathlib import Path
 import platformdirs
 
 from mflux_teacache_plugin.errors import UnsupportedModelError, VariantFileError
-from mflux_teacache_plugin.variants import Variant, read_variant
+from mflux_teacache_plugin.variants.variant import Variant, read_variant
 
 #: Files and folders to search, separated like PATH.
 ENVIRONMENT_VARIABLE = "MFLUX_TEACACHE_COEFFICIENTS"
@@ -118,6 +118,16 @@ class Catalog:
         grade, *_, entry = max(fits, key=lambda fit: fit[:4])
         return Match(entry.variant, entry.origin, exact=grade == _EXACT)
 
+    def by_id(self, id: str) -> Match:
+        """The variant of that id, for whatever model. Raises UnsupportedModelError naming those there are."""
+        if id not in self.variants:
+            raise UnsupportedModelError(
+                f"there is no variant '{id}'",
+                hint=f"known are {', '.join(sorted(self.variants))}; see mflux-teacache variants",
+            )
+        entry = self.variants[id]
+        return Match(entry.variant, entry.origin, exact=True)
+
 
 _EXACT, _RESEMBLES = 2, 1
 
@@ -163,7 +173,7 @@ def user_folder() -> Path:
 
 def packaged_folder() -> Path:
     """The folder of the files that come with the package: inside it in a wheel, beside it in a checkout."""
-    package = Path(__file__).parent
+    package = Path(__file__).parent.parent
     checkout = package.parent
     # Only a checkout has a pyproject.toml here; in site-packages a folder of this name would be somebody else's.
     if not (package / "coefficients").is_dir() and (checkout / "pyproject.toml").is_file():

@@ -5,12 +5,22 @@ arXiv 2411.19108; ali-vilab/TeaCache at 7c10efc, `TeaCache4FLUX`). This file res
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
 
-from mflux_teacache_plugin.caching.gate import Change, Verdict
+from mflux_teacache_plugin.caching.gate import Change, Gate, Verdict
+from mflux_teacache_plugin.caching.stats import Generation
+from mflux_teacache_plugin.errors import SettingsError
+from mflux_teacache_plugin.methods.method import Method, Setup, number, plain
+
+if TYPE_CHECKING:
+    from mflux_teacache_plugin.variants import Variant
 
 #: So many steps in a row are skipped at most. Upstream has no such cap; mlx-teacache uses the same number.
 MAX_CONSECUTIVE_SKIPS = 8
+
+ABOVE_RANGE = "above the fitted range"
 
 #: The estimate that is the signal's change itself.
 IDENTITY = (1.0, 0.0)
@@ -68,7 +78,7 @@ class TeaCacheGate:
         if self.fitted_range is not None:
             low, high = self.fitted_range
             if change > high:
-                return self._compute("above the fitted range")
+                return self._compute(ABOVE_RANGE)
             change = max(change, low)
         self._accumulated += self.estimate(change)
         if not self._accumulated < self.threshold:
@@ -82,3 +92,52 @@ class TeaCacheGate:
         verdict = Verdict(skip=False, reason=reason, accumulated=self._accumulated, forget=forget)
         self.reset()
         return verdict
+
+
+@dataclass(frozen=True)
+class TeaCache(Method):
+    """Skip until the change that the variant's polynomial estimates adds up to the threshold."""
+
+    threshold: float = 0.2
+    needs_coefficients: ClassVar[bool] = True
+
+    @property
+    def setting(self) -> str:
+        return plain(self.threshold)
+
+    @property
+    def label(self) -> str:
+        return f"threshold {self}"
+
+    def check(self, variant: "Variant | None", blocks: Mapping[str, int] | None = None) -> None:
+        if variant is None or variant.polynomial is None:
+            raise SettingsError(
+                f"there are no coefficients for a threshold on {'this model' if variant is None else variant.id}",
+                hint="ask for a speed-up instead, such as 1.5x, or fit them: mflux-teacache calibrate -- COMMAND",
+            )
+
+    def gate(self, setup: Setup) -> Gate:
+        variant = setup.variant
+        if variant is None or variant.polynomial is None:
+            raise SettingsError("TeaCache needs a variant with a polynomial")
+        guard = (variant.guard.first, variant.guard.last)
+        return TeaCacheGate(setup.facts.steps, self.threshold, variant.polynomial, variant.range, guard)
+
+    def why_nothing(self, generation: Generation, variant: "Variant | None") -> str:
+        if variant is not None:
+            always = variant.guard.first + variant.guard.last
+            if generation.steps <= always:
+                return f"all of them are first or last steps, which always compute; take more than {always}"
+            asked = [decision for decision in generation.decisions if decision.change is not None]
+            above = all(decision.reason == ABOVE_RANGE for decision in asked)
+            if asked and above and variant.range and not variant.distilled:
+                return (
+                    f"every step changed by {min(generation.changes):.3g} or more, above the range that {variant.id} "
+                    f"was fitted on ({variant.range[1]:.3g}); more --steps make smaller changes"
+                )
+        return super().why_nothing(generation, variant)
+
+
+def parse(setting: str) -> TeaCache:
+    """`0.2`: the threshold."""
+    return TeaCache(number(setting))

@@ -1,4 +1,4 @@
-"""Placed steps against brute force, the expected changes against their sum, and the gate."""
+"""Speedup steps against brute force, the expected changes against their sum, and the gate."""
 
 import itertools
 import math
@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mflux_teacache_plugin.caching.placement import PlacedGate, budget, covers, expected_changes, fill, place
+from mflux_teacache_plugin.methods.speedup import ScheduleGate, budget, covers, expected_changes, fill, spread
 
 CHANGES = st.lists(st.integers(0, 300).map(lambda hundredths: hundredths / 100), min_size=1, max_size=8)
 
@@ -30,7 +30,7 @@ def profiles(draw):
 def test_no_placement_accumulates_less_and_none_of_the_same_has_smaller_squares(changes, data):
     steps = len(changes) + 1
     count = data.draw(st.integers(2, steps))
-    placed = place(changes, count)
+    placed = spread(changes, count)
     assert placed[0] == 0 and placed[-1] == steps - 1
     assert len(placed) == count and list(placed) == sorted(set(placed))
     others = [(0, *middle, steps - 1) for middle in itertools.combinations(range(1, steps - 1), count - 2)]
@@ -43,24 +43,24 @@ def test_no_placement_accumulates_less_and_none_of_the_same_has_smaller_squares(
 
 
 def test_one_step_is_computed():
-    assert place([], 1) == (0,)
+    assert spread([], 1) == (0,)
 
 
 def test_even_changes_are_placed_evenly():
-    assert place([1.0] * 8, 5) == (0, 2, 4, 6, 8)
+    assert spread([1.0] * 8, 5) == (0, 2, 4, 6, 8)
 
 
 def test_of_placements_with_the_same_largest_change_the_others_are_made_even():
     changes = [2.0, 2.0, 1.0, 4.0, 1.0, 2.0, 3.0]
     assert costs(changes, (0, 1, 4, 7)) == [0, 3, 3], "which adds up to as much, but less evenly"
-    assert place(changes, 4) == (0, 2, 4, 7)
+    assert spread(changes, 4) == (0, 2, 4, 7)
     assert costs(changes, (0, 2, 4, 7)) == [2, 1, 3]
 
 
 def test_where_much_changes_more_is_computed():
-    early = place([4.0, 4.0, 4.0, 0.1, 0.1, 0.1, 0.1, 0.1], 5)
+    early = spread([4.0, 4.0, 4.0, 0.1, 0.1, 0.1, 0.1, 0.1], 5)
     assert early[:4] == (0, 1, 2, 3)
-    late = place([0.1, 0.1, 0.1, 0.1, 0.1, 4.0, 4.0, 4.0], 5)
+    late = spread([0.1, 0.1, 0.1, 0.1, 0.1, 4.0, 4.0, 4.0], 5)
     assert late[-3:] == (6, 7, 8)
 
 
@@ -114,7 +114,7 @@ def test_a_profile_covers_a_run_that_reaches_little_beyond_it(sigmas, covered):
 
 def test_the_shipped_profiles_cover_the_usual_runs():
     """Klein base was recorded with 25 steps, and is run with 50."""
-    from mflux_teacache_plugin.catalog import load_catalog
+    from mflux_teacache_plugin.variants.catalog import load_catalog
 
     knots = load_catalog(environ={}).variants["flux2-klein-base-4b"].variant.profile.sigma
     shift = math.exp(1.70)  # of mflux 0.24 for 50 steps at 512x512
@@ -138,7 +138,7 @@ def test_it_is_filled_up_where_its_gaps_are_widest(published, filled):
 
 
 def test_the_gate_skips_all_steps_but_these_and_reads_nothing():
-    gate = PlacedGate((0, 3, 4))
+    gate = ScheduleGate((0, 3, 4))
     verdicts = [gate(step, None) for step in range(5)]
     assert [verdict.skip for verdict in verdicts] == [False, True, True, False, False]
     assert {verdict.reason for verdict in verdicts} == {"placed here", "between placed steps"}

@@ -1,0 +1,119 @@
+"""The families whose transformer is tapped, so that every method works: where its signal, blocks and final norm are.
+
+A skipped ControlNet step never evaluates the ControlNet either: its samples are lazy, and only the blocks use them.
+"""
+
+from dataclasses import replace
+
+from mflux_teacache_plugin.adapters.adapter import CLASSIFIER_FREE_GUIDANCE, Adapter
+from mflux_teacache_plugin.caching.taps import TapPoints
+
+_MODELS = "mflux.models"
+_PIPELINES = f"{_MODELS}.flux.variants"
+
+#: Blocks for text and picture together, then blocks for one stream of both.
+_DOUBLE_AND_SINGLE = TapPoints(
+    blocks=("transformer_blocks", "single_transformer_blocks"),
+    signal="transformer_blocks.0.attn",
+    signal_argument="hidden_states",
+    final="norm_out",
+)
+
+# Every pipeline calls its `Transformer` directly, once a step, uncompiled.
+FLUX1 = Adapter(
+    id="flux1",
+    pipelines=(
+        f"{_PIPELINES}.txt2img.flux:Flux1",
+        f"{_PIPELINES}.kontext.flux_kontext:Flux1Kontext",
+        f"{_PIPELINES}.fill.flux_fill:Flux1Fill",
+        f"{_PIPELINES}.depth.flux_depth:Flux1Depth",
+        f"{_PIPELINES}.redux.flux_redux:Flux1Redux",
+        f"{_PIPELINES}.controlnet.flux_controlnet:Flux1Controlnet",
+        f"{_PIPELINES}.in_context.flux_in_context_dev:Flux1InContextDev",
+        f"{_PIPELINES}.in_context.flux_in_context_fill:Flux1InContextFill",
+    ),
+    taps=_DOUBLE_AND_SINGLE,
+)
+
+# `_predict` makes a function of one step and compiles it, except on a plain or Pro M1 or M2. The edit pipeline's first step
+# with a key-value cache fills that cache from the blocks; it is a first step, and first steps always compute.
+KLEIN = Adapter(
+    id="klein",
+    pipelines=(
+        f"{_MODELS}.flux2.variants.txt2img.flux2_klein:Flux2Klein",
+        f"{_MODELS}.flux2.variants.edit.flux2_klein_edit:Flux2KleinEdit",
+    ),
+    taps=_DOUBLE_AND_SINGLE,
+    branches=CLASSIFIER_FREE_GUIDANCE,  # Python may ask a distilled model for it too
+    predict=("_predict", "_cached_predict"),  # the second for steps that read the key-value cache
+)
+
+# Klein's pipelines on a checkpoint that is not distilled, so that guidance takes two calls a step.
+KLEIN_BASE = replace(KLEIN, id="klein-base")
+
+# The loop calls the transformer twice a step, uncompiled, at any guidance. Guidance is not linear here (it keeps the length of
+# the prompt's prediction), so a forecast is drawn for each branch.
+QWEN = Adapter(
+    id="qwen-image",
+    pipelines=(
+        f"{_MODELS}.qwen.variants.txt2img.qwen_image:QwenImage",
+        f"{_MODELS}.qwen.variants.edit.qwen_image_edit:QwenImageEdit",
+    ),
+    taps=TapPoints(
+        blocks=("transformer_blocks",),
+        stream="hidden_states",
+        signal="transformer_blocks.0.attn",
+        signal_argument="img_modulated",
+        final="norm_out",
+    ),
+    branches=CLASSIFIER_FREE_GUIDANCE,
+)
+
+# `_predict` makes a function of one step, with guidance of both calls, and compiles it. The turbo takes no guidance. The blocks
+# see the picture's tokens and the caption's in one stream, the picture's first.
+Z_IMAGE = Adapter(
+    id="z-image",
+    pipelines=(f"{_MODELS}.z_image.variants.z_image:ZImage",),
+    taps=TapPoints(
+        blocks=("layers",),
+        stream="x",
+        signal="layers.0.attention",
+        signal_argument="hidden_states",
+        final="all_final_layer.2-1",
+    ),
+    branches=CLASSIFIER_FREE_GUIDANCE,
+    predict=("_predict",),
+)
+
+# With a ControlNet the loop calls the transformer.
+Z_IMAGE_CONTROLNET = replace(
+    Z_IMAGE,
+    id="z-image-controlnet",
+    pipelines=(f"{_MODELS}.z_image.variants.controlnet.z_image_turbo_controlnet:ZImageTurboControlnet",),
+    predict=(),
+)
+
+# The loop calls the transformer once a step, uncompiled, with both guidance branches in one batch.
+FIBO = Adapter(
+    id="fibo",
+    pipelines=(f"{_MODELS}.fibo.variants.txt2img.fibo:FIBO", f"{_MODELS}.fibo.variants.edit.fibo_edit:FIBOEdit"),
+    taps=_DOUBLE_AND_SINGLE,
+)
+
+# ERNIE-Image and its turbo: `_predict` makes a function of one step, with both guidance branches in one batch, and compiles it.
+# The blocks see the picture's tokens and the prompt's in one stream, the picture's first; the final norm sees the picture's.
+ERNIE = Adapter(
+    id="ernie-image",
+    pipelines=(f"{_MODELS}.ernie_image.variants.txt2img.ernie_image:ErnieImage",),
+    taps=TapPoints(blocks=("layers",), signal="layers.0.self_attention", signal_argument="x", final="final_norm"),
+    predict=("_predict",),
+)
+
+TAPPED = (FLUX1, KLEIN, KLEIN_BASE, QWEN, Z_IMAGE, Z_IMAGE_CONTROLNET, FIBO, ERNIE)
+
+_ATTENTION_MAPS = "its attention maps come from the blocks, which a skipped step does not run"
+
+REFUSED = {
+    f"{_PIPELINES}.concept_attention.flux_concept:Flux1Concept": _ATTENTION_MAPS,
+    f"{_PIPELINES}.concept_attention.flux_concept_from_image:Flux1ConceptFromImage": _ATTENTION_MAPS,
+}

@@ -1,0 +1,62 @@
+"""All that the author of a plugin, a method, a family or a variant imports; nothing else of this package is meant for them.
+
+| to bring                         | import                                                                          |
+|----------------------------------|---------------------------------------------------------------------------------|
+| a plugin of mflux's commands     | `hookimpl`                                                                      |
+| a method                         | `Method`, `Setup`, `Gate`, `Change`, `Verdict`, `Facts`, `Generation`           |
+| a method that keeps its own way  | `Cache`, `PredictionCache`, `StepCache`, `BlockCache`, `Calls`                  |
+| a family                         | `Adapter`, `TapPoints`, `DISTILLED_GUIDANCE`, `CLASSIFIER_FREE_GUIDANCE`        |
+| a variant                        | `Variant`, `Guard`, `Profile`, `Provenance`, `StepList`, `read_variant`         |
+| errors                           | `TeaCacheError` and its kinds                                                   |
+"""
+
+from mflux_teacache_plugin.adapters.adapter import CLASSIFIER_FREE_GUIDANCE, DISTILLED_GUIDANCE, Adapter
+from mflux_teacache_plugin.caching.block_cache import BlockCache
+from mflux_teacache_plugin.caching.gate import Change, Facts, Gate, Verdict
+from mflux_teacache_plugin.caching.stats import Generation
+from mflux_teacache_plugin.caching.step_cache import Cache, Calls, PredictionCache, StepCache
+from mflux_teacache_plugin.caching.taps import TapPoints
+from mflux_teacache_plugin.errors import (
+    AlreadyAppliedError,
+    ConflictError,
+    SettingsError,
+    TeaCacheError,
+    UnsupportedModelError,
+    VariantFileError,
+)
+from mflux_teacache_plugin.host.specs import hookimpl
+from mflux_teacache_plugin.methods.method import Method, Parser, Setup
+from mflux_teacache_plugin.variants import Guard, Profile, Provenance, StepList, Variant, read_variant
+
+__all__ = [
+    "CLASSIFIER_FREE_GUIDANCE",
+    "DISTILLED_GUIDANCE",
+    "Adapter",
+    "AlreadyAppliedError",
+    "BlockCache",
+    "Cache",
+    "Calls",
+    "Change",
+    "ConflictError",
+    "Facts",
+    "Gate",
+    "Generation",
+    "Guard",
+    "Method",
+    "Parser",
+    "PredictionCache",
+    "Profile",
+    "Provenance",
+    "SettingsError",
+    "Setup",
+    "StepCache",
+    "StepList",
+    "TapPoints",
+    "TeaCacheError",
+    "UnsupportedModelError",
+    "Variant",
+    "VariantFileError",
+    "Verdict",
+    "hookimpl",
+    "read_variant",
+]

@@ -1,0 +1,185 @@
+"""A cache inside the forward: the first blocks run, and what they did decides whether the blocks behind them run.
+
+```
+blocks   0 … F-1          always run; what they added is compared with what they added at the last computed step
+blocks   F … N-B-1        run, or are replaced by what they added at the last computed step (or a forecast of it)
+blocks   N-B … N-1        always run
+```
+
+Each list of blocks decides for itself, in each guidance branch. The decision falls inside the forward, so no block runs
+twice; nor can the forward be compiled whole.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import mlx.core as mx
+from mlx.utils import tree_flatten, tree_unflatten
+
+from mflux_teacache_plugin.caching.forecast import Forecast
+from mflux_teacache_plugin.caching.gate import Facts, Gate, Verdict, relative_change
+from mflux_teacache_plugin.caching.stats import Decision, Generation
+from mflux_teacache_plugin.caching.step_cache import Cache, CacheFault, Calls
+
+
+class _Stream:
+    """One list of blocks in one guidance branch: its gate, and what is kept."""
+
+    def __init__(self, gate: Gate) -> None:
+        self.gate = gate
+        self.before: mx.array | None = None  # the image stream before the first block of this step
+        self.after: Any = None  # what the first blocks made of the streams in this step
+        self.added: mx.array | None = None  # by the first blocks to the image stream, at the last computed step
+        self.change: float | None = None  # as read in this step
+        self.skip = False
+        self.residuals: dict[str, Forecast] = {}  # of each stream, from after the first blocks to before the last ones
+
+    def begin(self, image: mx.array) -> None:
+        """The first block is about to run."""
+        self.before, self.after, self.change, self.skip = image, None, None, False
+
+
+class BlockCache(Cache):
+    """Answers the blocks of one transformer during one generation.
+
+    Args:
+        gate: makes the gate of one list of blocks in one guidance branch; its `change` is since the last *computed* step.
+        blocks: the lists, with how many blocks each has.
+        first: so many blocks at the start of each list always run (F).
+        last: so many at its end (B).
+        separate: each guidance branch reads its own change; otherwise the second goes by the first one's.
+        stream: the keyword under which a block takes the image's tokens; they are the last of what the block returns.
+        branches: how often the transformer runs within a step at most.
+    """
+
+    def __init__(
+        self,
+        gate: Callable[[], Gate],
+        blocks: Mapping[str, int],
+        facts: Facts,
+        order: int,
+        record: Generation,
+        *,
+        first: int,
+        last: int = 0,
+        separate: bool = True,
+        stream: str = "hidden_states",
+        branches: int = 1,
+    ) -> None:
+        super().__init__(facts, order, record)
+        self._gate = gate
+        self._first_run, self._last_run = first, last
+        self._separate = separate
+        self._image = stream
+        self._branches = branches
+        self._streams: dict[tuple[int, str], _Stream] = {}
+        self._work = sum(blocks.values())
+        self._first = next(iter(blocks))
+
+    def attach(self, calls: Calls) -> None:
+        calls.blocks(self._answer)
+
+    def end_step(self) -> None:
+        """Now it is known how many branches the step had, so each is given its share of the work."""
+        decisions, calls = self.record.decisions, self._calls
+        for place in range(len(decisions) - 1, -1, -1):
+            if decisions[place].step != self._step:
+                break
+            decisions[place] = replace(decisions[place], share=decisions[place].share / max(calls, 1))
+        super().end_step()
+
+    def kept(self) -> list[mx.array]:
+        arrays = [array for stream in self._streams.values() for f in stream.residuals.values() for array in f.kept]
+        return arrays + [stream.added for stream in self._streams.values() if stream.added is not None]
+
+    def forget(self) -> None:
+        self._streams.clear()
+
+    def _answer(self, name: str, index: int, blocks: int) -> Callable[..., Any]:
+        first = min(self._first_run, blocks)
+        last = blocks - min(self._last_run, blocks - first)  # the first of the last blocks
+
+        def call(inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+            if self.record.fault is not None:
+                return inner(*args, **kwargs)
+            if index == 0:
+                self._guarded(self._begin, name, args, kwargs)
+            stream = self._streams.get((self._calls - 1, name))
+            if stream is None:  # after a fault
+                return inner(*args, **kwargs)
+            if index == first < last and stream.skip:
+                self._guarded(self._stand_in, stream)
+            if stream.skip and first <= index < last and self.record.fault is None:
+                return stream.after
+            output = inner(*args, **kwargs)
+            if index == first - 1:
+                self._guarded(self._decide, name, stream, output, (last - first) / self._work)
+            if index == last - 1 and not stream.skip and stream.after is not None and index >= first:
+                self._guarded(self._learn, stream, output)
+            return output
+
+        return call
+
+    def _guarded(self, act: Callable[..., None], *args: Any) -> None:
+        try:
+            act(*args)
+        except Exception as exception:  # noqa: BLE001 - whatever it is, it must not cost the user the image
+            self.stand_aside(exception)
+
+    def _begin(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """The first block of a list is about to run."""
+        if name == self._first:
+            self._calls += 1
+        key = (self._calls - 1, name)
+        if key not in self._streams:
+            self._streams[key] = _Stream(self._gate())
+        self._streams[key].begin(kwargs[self._image] if self._image in kwargs else args[0])
+
+    def _decide(self, name: str, stream: _Stream, output: Any, share: float) -> None:
+        assert stream.before is not None  # the first block has run
+        branch = self._calls - 1
+        if branch >= self._branches:
+            raise CacheFault(f"{branch + 1} transformer calls in one step, where {self._branches} were expected")
+        stream.after = output
+        added = _image_of(output) - stream.before
+
+        def change() -> float:
+            cond = self._streams.get((0, name))
+            if branch > 0 and not self._separate and cond is not None and cond.change is not None:
+                stream.change = cond.change
+            elif stream.added is not None:
+                stream.change = relative_change(added, stream.added)
+            return float("nan") if stream.change is None else stream.change
+
+        if stream.added is None or stream.added.shape != added.shape:
+            stream.gate.reset()
+            verdict = Verdict(skip=False, reason="nothing that fits is kept")
+        else:
+            verdict = self._ask_gate(stream.gate, change)
+        stream.skip = verdict.skip
+        if not verdict.skip:
+            stream.added = added
+        reason, accumulated = verdict.reason, verdict.accumulated
+        self.record.decisions.append(
+            Decision(self._step, verdict.skip, reason, stream.change, accumulated, branch, name, share)
+        )
+
+    def _learn(self, stream: _Stream, output: Any) -> None:
+        """Keep what the middle blocks added to each stream."""
+        for (key, after), (_, before) in zip(_leaves(output), _leaves(stream.after), strict=True):
+            stream.residuals.setdefault(key, Forecast(self._order)).learn(self.sigma, after - before)
+
+    def _stand_in(self, stream: _Stream) -> None:
+        """Let the streams be what the middle blocks would return."""
+        leaves = [(key, array + stream.residuals[key].at(self.sigma)) for key, array in _leaves(stream.after)]
+        stream.after = leaves[0][1] if leaves[0][0] == "" else type(stream.after)(tree_unflatten(leaves))
+
+
+def _leaves(streams: Any) -> list[tuple[str, mx.array]]:
+    """What a block returns, one array or a sequence of them, as (key, array); the key of a lone array is empty."""
+    return [("", streams)] if isinstance(streams, mx.array) else tree_flatten(streams)
+
+
+def _image_of(streams: Any) -> mx.array:
+    return streams if isinstance(streams, mx.array) else streams[-1]

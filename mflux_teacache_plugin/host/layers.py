@@ -1,0 +1,128 @@
+"""Stand before the calls of one object, and leave again, in any order and however many stand there.
+
+A module's calls, a pipeline's method: only the object's class changes, to a subclass that is made once for each class and
+set of names. Parameters, quantization, LoRA, saving and isinstance stay as they are, and nothing that stands there keeps
+the object alive. A method that hides behind an attribute of the object, put there by somebody else, is wrapped in place.
+"""
+
+import weakref
+from collections.abc import Callable
+from functools import cache, partial, update_wrapper, wraps
+from typing import Any
+
+#: `layer(inner, *args, **kwargs)` answers a call; `inner` is what would answer it without the layer.
+Layer = Callable[..., Any]
+
+_LAYERS = "_mflux_layers"  # on an object: class → name → its layers, the newest last
+
+
+def stand_before(target: Any, name: str, layer: Layer) -> Callable[[], None]:
+    """Let `layer(inner, *args, **kwargs)` answer `target.name(...)` from now on; returns what ends it.
+
+    Args:
+        target: an object; `"__call__"` stands before calls of the object itself. Or a class, for a static method that is
+            looked up on the class.
+        name: of the method; AttributeError if there is none.
+    """
+    if isinstance(target, type):
+        return _on_class(target, name, layer)
+    if name in vars(target):
+        return _on_attribute(target, name, layer)
+    getattr(type(target), name)
+    base: type = getattr(type(target), "_mflux_base", type(target))
+    named = vars(target).setdefault(_LAYERS, {}).setdefault(base, {})
+    named.setdefault(name, []).append(layer)
+    object.__setattr__(target, "__class__", _layered(base, frozenset(named)))
+    return partial(_leave, weakref.ref(target), base, name, layer)
+
+
+def _leave(reference: Callable[[], Any], base: type, name: str, layer: Layer) -> None:
+    target = reference()
+    named = {} if target is None else vars(target).get(_LAYERS, {}).get(base, {})
+    if not any(each is layer for each in named.get(name, ())):
+        return
+    named[name][:] = [each for each in named[name] if each is not layer]
+    if named[name]:
+        return
+    del named[name]
+    if (
+        getattr(type(target), "_mflux_base", None) is base
+    ):  # else somebody stands before us; without layers we only pass on
+        object.__setattr__(target, "__class__", _layered(base, frozenset(named)) if named else base)
+    if not named:
+        del vars(target)[_LAYERS][base]
+    if not vars(target)[_LAYERS]:
+        del vars(target)[_LAYERS]
+
+
+@cache
+def _layered(base: type, names: frozenset[str]) -> type:
+    """A subclass of `base` whose methods of these names ask the layers of their object first."""
+    body: dict[str, Any] = {"__module__": base.__module__, "__qualname__": base.__qualname__, "_mflux_base": base}
+    body.update((name, _method(base, name)) for name in names)
+    return type(base.__name__, (base,), body)
+
+
+def _method(base: type, name: str) -> Callable[..., Any]:
+    @wraps(getattr(base, name))
+    def method(self: Any, *args: Any, **kwargs: Any) -> Any:
+        layered = next(cls for cls in type(self).__mro__ if vars(cls).get("_mflux_base") is base)
+        inner = getattr(super(layered, self), name)
+        return _chain(inner, vars(self).get(_LAYERS, {}).get(base, {}).get(name, ()))(*args, **kwargs)
+
+    return method
+
+
+def _chain(inner: Callable[..., Any], layers: Any) -> Callable[..., Any]:
+    for layer in tuple(layers):
+        inner = partial(layer, inner)
+    return inner
+
+
+class _Place:
+    """A function that asks its layers first."""
+
+    def __init__(self, stock: Callable[..., Any], found: Any) -> None:
+        update_wrapper(self, stock)
+        self.stock = stock
+        self.found = found  # what stood there: the function, or on a class its descriptor
+        self.layers: list[Layer] = []
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return _chain(self.stock, self.layers)(*args, **kwargs)
+
+    def leave(self, layer: Layer) -> bool:
+        """Whether that was the last layer."""
+        self.layers[:] = [each for each in self.layers if each is not layer]
+        return not self.layers
+
+
+def _on_attribute(target: Any, name: str, layer: Layer) -> Callable[[], None]:
+    there = vars(target)[name]
+    place = there if isinstance(there, _Place) else _Place(there, there)
+    place.layers.append(layer)
+    object.__setattr__(target, name, place)
+    reference = weakref.ref(target)
+
+    def leave() -> None:
+        owner = reference()
+        if place.leave(layer) and owner is not None and vars(owner).get(name) is place:
+            object.__setattr__(owner, name, place.found)
+
+    return leave
+
+
+def _on_class(cls: type, name: str, layer: Layer) -> Callable[[], None]:
+    owner = next(each for each in cls.__mro__ if name in vars(each))
+    there = vars(owner)[name]
+    function = getattr(owner, name)
+    place = function if isinstance(function, _Place) else _Place(function, there)
+    place.layers.append(layer)
+    if place is not function:
+        setattr(owner, name, staticmethod(place))
+
+    def leave() -> None:
+        if place.leave(layer) and getattr(owner, name) is place:
+            setattr(owner, name, place.found)
+
+    return leave

@@ -1,0 +1,55 @@
+"""Methods by name: one text names a method with its setting, on the command line, in the environment, in a coefficient file
+and in a picture's metadata.
+
+    0.2                     TeaCache, with this threshold
+    1.5x                    a schedule of as many steps as give this speed-up
+    dualcache:aggressive    DualCache; also dualcache:F=8,B=0,rdt=0.08
+    seacache:0.3            SeaCache
+    2x+reuse                any of them, with another forecast: reuse, linear or quadratic
+
+Upper and lower case mean the same. A method is one file here, and one line in `BUILT_IN`.
+"""
+
+from argparse import ArgumentTypeError
+from collections.abc import Mapping
+from typing import Literal
+
+from mflux_teacache_plugin.methods import dualcache, seacache, speedup, teacache
+from mflux_teacache_plugin.methods.method import Method, Parser
+
+AUTO: Literal["auto"] = "auto"
+OFF: Literal["off"] = "off"
+
+#: What this package brings along.
+BUILT_IN: dict[str, Parser] = {
+    "teacache": teacache.parse,
+    "speedup": speedup.parse,
+    "dualcache": dualcache.parse,
+    "seacache": seacache.parse,
+}
+
+
+def parse(text: str, known: Mapping[str, Parser] = BUILT_IN) -> Method | Literal["auto", "off"]:
+    """The method that a text names, or `auto` or `off`. ArgumentTypeError, with the fix, if it names none."""
+    text = text.strip()
+    if text.lower() in (AUTO, OFF):
+        return AUTO if text.lower() == AUTO else OFF
+    setting, plus, forecast = text.rpartition("+")
+    try:
+        if not plus or forecast[:1].isdigit():  # as in 1e+20
+            return _method(text, known)
+        return _method(setting, known).with_forecast(forecast.lower())
+    except ArgumentTypeError as error:
+        if f"'{text}'" in str(error):
+            raise
+        raise ArgumentTypeError(f"'{text}': {error}") from None
+
+
+def _method(text: str, known: Mapping[str, Parser]) -> Method:
+    name, colon, setting = text.partition(":")
+    if not colon:  # two methods are known by the form of their setting
+        name, setting = ("speedup" if text.lower().endswith("x") else "teacache"), text
+    parser = known.get(name.lower())
+    if parser is None:
+        raise ArgumentTypeError(f"'{name}' is no method; there are {', '.join(sorted(known))}")
+    return parser(setting)

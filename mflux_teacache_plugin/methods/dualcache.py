@@ -1,0 +1,224 @@
+"""DualCache: run the first blocks, and let what they did decide whether the blocks behind them run.
+
+The rule is that of cache-dit's DBCache (vipshop/cache-dit 1.5.3, Apache-2.0), restated from its documentation and checked
+against its decisions; no code is taken from there. Each list of blocks decides for itself, as cache-dit has it for FLUX.2.
+Needs no coefficients.
+"""
+
+from argparse import ArgumentTypeError
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from mflux_teacache_plugin.caching.block_cache import BlockCache
+from mflux_teacache_plugin.caching.gate import Change, Verdict
+from mflux_teacache_plugin.caching.stats import Generation
+from mflux_teacache_plugin.errors import SettingsError
+from mflux_teacache_plugin.methods.method import Method, Setup, finite, plain, whole
+
+if TYPE_CHECKING:
+    from mflux_teacache_plugin.variants import Variant
+
+
+@dataclass(frozen=True)
+class DualCacheSettings:
+    """cache-dit's `DBCacheConfig`, under its names in the comments, with its defaults.
+
+    Attributes:
+        F: blocks at the start of each list that always run.
+        B: blocks at its end that always run.
+        rdt: relative L1 change below which the middle is skipped.
+        warmup: so many first steps compute.
+        warmup_interval: of the warm-up's steps only each so many-th computes for certain.
+        max_cached: skips in all; -1 for no limit.
+        continuous: skips in a row; -1 for no limit.
+        accumulated: changes read in all, from which on nothing is skipped; 0 for no limit.
+        separate: each guidance branch reads its own change; otherwise the second goes by the first one's.
+    """
+
+    F: int = 8  # Fn_compute_blocks
+    B: int = 0  # Bn_compute_blocks
+    rdt: float = 0.08  # residual_diff_threshold
+    warmup: int = 8  # max_warmup_steps
+    warmup_interval: int = 1
+    max_cached: int = -1  # max_cached_steps
+    continuous: int = -1  # max_continuous_cached_steps
+    accumulated: float = 0.0  # max_accumulated_residual_diff_threshold
+    separate: bool = True  # cfg_diff_compute_separate
+
+    def given(self) -> dict[str, Any]:
+        """The settings that are not the defaults, and F, B and rdt."""
+        return {
+            field.name: value
+            for field in fields(self)
+            if (value := getattr(self, field.name)) != field.default or field.name in ("F", "B", "rdt")
+        }
+
+
+#: Known by name: cheap and keen, dear and careful.
+PRESETS = {
+    "aggressive": DualCacheSettings(F=1, rdt=0.2, continuous=10),
+    "conservative": DualCacheSettings(F=4, rdt=0.05, continuous=3),
+}
+
+
+class DualCacheGate:
+    """Decides for one list of blocks and one guidance branch; `change` is since the last *computed* step."""
+
+    def __init__(self, settings: DualCacheSettings) -> None:
+        self._settings = settings
+        self._cached = 0
+        self._in_a_row = 0
+        self._sum = 0.0
+
+    def reset(self) -> None:
+        self._in_a_row = 0
+
+    def __call__(self, step: int, change: Change) -> Verdict:
+        verdict = self._judge(step, change)
+        self._cached += verdict.skip
+        self._in_a_row = self._in_a_row + 1 if verdict.skip else 0
+        return verdict
+
+    def _judge(self, step: int, change: Change) -> Verdict:
+        settings = self._settings
+        if step < settings.warmup and step % settings.warmup_interval == 0:
+            return Verdict(skip=False, reason="warm-up")
+        if 0 <= settings.max_cached <= self._cached:
+            return Verdict(skip=False, reason=f"{settings.max_cached} skips in all")
+        if 0 <= settings.continuous <= self._in_a_row:
+            return Verdict(skip=False, reason=f"{settings.continuous} skips in a row")
+        if 0 < settings.accumulated <= self._sum:
+            return Verdict(skip=False, reason="the accumulated change is used up", accumulated=self._sum)
+        seen = change()
+        if seen > 0:  # not if it is no number
+            self._sum += seen
+        if seen < settings.rdt:
+            return Verdict(skip=True, reason="below the threshold", accumulated=self._sum)
+        return Verdict(skip=False, reason="threshold reached", accumulated=self._sum)
+
+
+_SPREAD = {"min": 0.0, "25 %": 0.25, "50 %": 0.5, "75 %": 0.75, "max": 1.0}  # quantiles
+
+
+@dataclass(frozen=True)
+class DualCache(Method):
+    """Run the first blocks, and let their change decide about the others."""
+
+    settings: DualCacheSettings = PRESETS["aggressive"]
+    preset: str | None = None
+    uses_numbers: ClassVar[bool] = False
+
+    @property
+    def setting(self) -> str:
+        given = ",".join(f"{key}={plain(value)}" for key, value in self.settings.given().items())
+        return f"dualcache:{self.preset or given}"
+
+    def check(self, variant: "Variant | None", blocks: Mapping[str, int] | None = None) -> None:
+        if blocks is not None:
+            self.fit(blocks)
+
+    def fit(self, blocks: Mapping[str, int]) -> DualCacheSettings:
+        """The settings for these lists of blocks. A preset takes at most all blocks but one of the shortest list.
+
+        Raises:
+            SettingsError: more blocks are to run than a list has.
+        """
+        shortest = min(blocks, key=lambda name: blocks[name])
+        there = blocks[shortest]
+        if self.preset is not None:
+            return replace(self.settings, F=max(1, min(self.settings.F, there - 1)))
+        for key, value, room in (("F", self.settings.F, there), ("B", self.settings.B, there - self.settings.F)):
+            if value > room:
+                raise SettingsError(
+                    f"dualcache: {key}={value} is more than there is",
+                    cause=f"{shortest} has {there} blocks" + (f", F={self.settings.F} of them first" * (key == "B")),
+                    hint=f"take at most {key}={room}",
+                )
+        return self.settings
+
+    def cache(self, setup: Setup) -> BlockCache:
+        fitted = self.fit(setup.blocks)
+        return BlockCache(
+            partial(DualCacheGate, fitted),
+            setup.blocks,
+            setup.facts,
+            self.order,
+            setup.record,
+            first=fitted.F,
+            last=fitted.B,
+            separate=fitted.separate,
+            stream=setup.stream,
+            branches=setup.branches,
+        )
+
+    def details(self, generation: Generation) -> str:
+        """How often lists of blocks were skipped, and the spread of the changes that were read."""
+        cached = sum(decision.skipped for decision in generation.decisions)
+        line = f"hit rate {cached / len(generation.decisions):.0%}"
+        if changes := generation.changes:
+            spread = zip(_SPREAD, np.quantile(changes, list(_SPREAD.values())), strict=True)
+            line += f", changes {', '.join(f'{name} {value:.3g}' for name, value in spread)}"
+        return line
+
+    def why_nothing(self, generation: Generation, variant: "Variant | None") -> str:
+        return f"no list of blocks changed by less than {self.settings.rdt:g}; a higher rdt skips"
+
+
+def parse(setting: str) -> DualCache:
+    """A preset, or settings: `aggressive`, `F=8,B=0,rdt=0.08`."""
+    if setting.lower() in PRESETS:
+        return DualCache(PRESETS[setting.lower()], setting.lower())
+    if "=" not in setting:
+        raise ArgumentTypeError(
+            f"'{setting}' is neither a preset ({', '.join(PRESETS)}) nor of the form F=8,B=0,rdt=0.08"
+        )
+    values: dict[str, Any] = {}
+    for pair in setting.split(","):
+        key, _, text = pair.strip().partition("=")
+        name = _NAMES.get(key.lower())
+        if name is None:
+            raise ArgumentTypeError(f"'{key}' is no setting of DualCache; there are {', '.join(_FIELDS)}")
+        if name in values:
+            raise ArgumentTypeError(f"{name} is given twice")
+        values[name] = _value(name, text.strip())
+    settings = DualCacheSettings(**values)
+    return DualCache(settings, next((name for name, preset in PRESETS.items() if preset == settings), None))
+
+
+#: cache-dit's names of the settings, to ours.
+_ALIASES = {
+    "Fn_compute_blocks": "F",
+    "Fn": "F",
+    "Bn_compute_blocks": "B",
+    "Bn": "B",
+    "residual_diff_threshold": "rdt",
+    "max_warmup_steps": "warmup",
+    "warmup_interval": "warmup_interval",
+    "max_cached_steps": "max_cached",
+    "max_continuous_cached_steps": "continuous",
+    "max_accumulated_residual_diff_threshold": "accumulated",
+    "cfg_diff_compute_separate": "separate",
+}
+
+_LEAST = {"F": 1, "B": 0, "warmup": 0, "warmup_interval": 1, "max_cached": -1, "continuous": -1}
+
+_FIELDS = tuple(field.name for field in fields(DualCacheSettings))
+
+_NAMES = {name.lower(): name for name in _FIELDS} | {alias.lower(): name for alias, name in _ALIASES.items()}
+
+
+def _value(name: str, text: str) -> float | int | bool:
+    if name == "separate":
+        if text.lower() not in ("true", "false"):
+            raise ArgumentTypeError(f"separate={text} is neither true nor false")
+        return text.lower() == "true"
+    if name in _LEAST:
+        return whole(name, text, _LEAST[name])
+    value = finite(name, text)
+    if name == "rdt" and not 0 < value < 1:
+        raise ArgumentTypeError(f"rdt={text} is not between 0 and 1; try 0.08")
+    return value

@@ -1,0 +1,189 @@
+"""What a method is: one rule with its setting, from its text to the line after the picture.
+
+A new method is one file like those beside this one, and one line in `methods.BUILT_IN`. Plugins bring theirs through the
+hook `mflux_methods`.
+"""
+
+import math
+from argparse import ArgumentTypeError
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
+
+import mlx.core as mx
+
+from mflux_teacache_plugin.caching.forecast import ORDERS
+from mflux_teacache_plugin.caching.gate import Facts, Gate
+from mflux_teacache_plugin.caching.stats import Generation
+from mflux_teacache_plugin.caching.step_cache import Cache, PredictionCache, StepCache
+
+if TYPE_CHECKING:
+    from mflux_teacache_plugin.variants import Variant
+
+#: Makes a method of its setting, the text behind `NAME:`; raises ArgumentTypeError.
+Parser = Callable[[str], "Method"]
+
+#: Thresholds lie in (0, MAX_THRESHOLD]. Beyond it nothing but the first and last step would be computed.
+MAX_THRESHOLD = 2.0
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a cache is made for: one generation of one model.
+
+    Attributes:
+        facts: what is known before the loop.
+        record: a new record, for the cache to write.
+        variant: the model's numbers, or None.
+        branches: how often the transformer runs within a step at most.
+        condition: see `PredictionCache`.
+        blocks: the transformer's lists of blocks, with how many each has; empty where nobody has said where they are.
+        stream: the keyword under which a block takes the image's tokens.
+    """
+
+    facts: Facts
+    record: Generation
+    variant: "Variant | None" = None
+    branches: int = 1
+    condition: int | None = None
+    blocks: Mapping[str, int] = ()  # type: ignore[assignment]
+    stream: str = "hidden_states"
+
+
+@dataclass(frozen=True)
+class Method:
+    """A method with its setting. Subclasses are frozen dataclasses; `str()` gives the text that parses to the same.
+
+    Attributes:
+        forecast: what stands in for a skipped step, a key of `ORDERS`; the method's usual one if it is left out.
+    """
+
+    forecast: str = field(default="", kw_only=True)
+
+    #: The forecast that is meant where none is named.
+    usual_forecast: ClassVar[str] = "reuse"
+    #: What a skipped step is made from: what the step's calls return, or the blocks' residuals.
+    keeps: ClassVar[Literal["prediction", "residual"]] = "residual"
+    #: Whether only a variant with a polynomial will do.
+    needs_coefficients: ClassVar[bool] = False
+    #: Whether numbers that were made for a relative of the model matter to it.
+    uses_numbers: ClassVar[bool] = True
+
+    @property
+    def setting(self) -> str:
+        """The text, without the forecast."""
+        raise NotImplementedError
+
+    def gate(self, setup: Setup) -> Gate:
+        """A gate for one generation. Not needed by a method with a `cache` of its own."""
+        raise NotImplementedError
+
+    def __post_init__(self) -> None:
+        if not self.forecast:
+            object.__setattr__(self, "forecast", self.usual_forecast)
+
+    def __str__(self) -> str:
+        return self.setting if self.forecast == self.usual_forecast else f"{self.setting}+{self.forecast}"
+
+    @property
+    def order(self) -> int:
+        """Of the forecast."""
+        return ORDERS[self.forecast]
+
+    @property
+    def needs_taps(self) -> bool:
+        """Whether it looks inside the transformer."""
+        return self.keeps != "prediction"
+
+    @property
+    def label(self) -> str:
+        """Its name in the line after the picture."""
+        return str(self)
+
+    def with_forecast(self, forecast: str) -> Self:
+        """The same with another forecast. ArgumentTypeError if there is none of that name."""
+        if forecast not in ORDERS:
+            raise ArgumentTypeError(f"'{forecast}' is no forecast; there are {', '.join(ORDERS)}")
+        return replace(self, forecast=forecast)
+
+    def check(self, variant: "Variant | None", blocks: Mapping[str, int] | None = None) -> None:
+        """Raise SettingsError, with the fix, if it cannot run on a model.
+
+        Args:
+            variant: the numbers it would run on, or None.
+            blocks: the transformer's lists of blocks; None before the model is loaded.
+        """
+
+    def check_steps(self, steps: int | None) -> None:
+        """Raise SettingsError, with the fix, if it makes no sense with so many steps; None if they are not known yet."""
+
+    def notes(self, variant: "Variant | None", name: str) -> Sequence[str]:
+        """Lines to say before the run on the model of that name."""
+        return ()
+
+    def transform(self, signal: mx.array, sigma: float, facts: Facts) -> mx.array:
+        """What of the signal, (batch, tokens, width), is compared between neighbouring steps."""
+        return signal
+
+    def cache(self, setup: Setup) -> Cache:
+        """The cache of one generation."""
+        gate, facts, record = self.gate(setup), setup.facts, setup.record
+        if self.keeps == "prediction":
+            return PredictionCache(gate, facts, self.order, record, setup.condition)
+        transform = partial(self.transform, facts=facts)
+        return StepCache(gate, facts, self.order, record, setup.branches, transform)
+
+    def details(self, generation: Generation) -> str:
+        """What the line after the picture adds when steps were skipped; may be empty."""
+        return ""
+
+    def why_nothing(self, generation: Generation, variant: "Variant | None") -> str:
+        """Why nothing was skipped, and what would help."""
+        if not generation.changes:
+            return "no step's signal could be compared with the step before"
+        if variant is not None and variant.distilled:
+            return "a distilled model takes few, large steps; use a base model to gain from skipping"
+        estimates = [each.accumulated for each in generation.decisions if each.accumulated is not None]
+        if not estimates:
+            return f"the smallest change between two steps was {min(generation.changes):.3g}"
+        return f"the smallest estimated change was {min(estimates):.3g}; a threshold above that skips"
+
+
+def number(text: str, highest: float = MAX_THRESHOLD, example: str = "0.2") -> float:
+    """A number above 0 and at most `highest`; ArgumentTypeError, with the fix, for any other text."""
+    value = to_float(text)
+    if not 0 < value <= highest:
+        fix = "use 'off' to switch it off" if value == 0 else f"try {example}"
+        raise ArgumentTypeError(f"'{text}' is not above 0 and at most {highest:g}; {fix}")
+    return value
+
+
+def to_float(text: str) -> float:
+    """A number; ArgumentTypeError, with the fix, for any other text."""
+    try:
+        return float(text)
+    except ValueError:
+        raise ArgumentTypeError(
+            f"'{text}' is neither a number nor a speed-up nor 'auto' nor 'off'; try 0.2 or 1.5x"
+        ) from None
+
+
+def whole(name: str, text: str, least: int) -> int:
+    """A whole number from `least` on; ArgumentTypeError, with the setting's name, for any other text."""
+    if not text.removeprefix("-").isdecimal() or len(text) > 9 or int(text) < least:
+        raise ArgumentTypeError(f"{name}={text} is not a whole number from {least} on")
+    return int(text)
+
+
+def finite(name: str, text: str) -> float:
+    """A finite number from 0 on; ArgumentTypeError, with the setting's name, for any other text."""
+    value = to_float(text)
+    if not (math.isfinite(value) and value >= 0):
+        raise ArgumentTypeError(f"{name}={text} is not a number from 0 on")
+    return value
+
+
+def plain(value: float) -> str:
+    """A number or a truth value so that it reads back as the same."""
+    return repr(value).lower().removesuffix(".0")
