@@ -133,6 +133,20 @@ def check_run(adapter: Adapter, pipeline: type, model_config: Any | None, option
         raise ConflictError("mflux's own step cache is asked for too", hint="use either --teacache or mflux's option")
 
 
+def active_steps(adapter: Adapter, args: Any | None) -> int | None:
+    """How many steps of a command call the model, from its options; None if that is not known yet.
+
+    Image to image leaves out the first ones, as mflux's Config has it.
+    """
+    steps = getattr(args, "steps", None) if adapter.steps is None or args is None else adapter.steps(args)
+    strength = getattr(args, "image_strength", None) if getattr(args, "image_path", None) else None
+    if (edited := getattr(args, "strength", None)) is not None:  # Qwen-Image-2.1's edit: how much is made anew
+        strength = 1 - edited
+    if steps is None or strength is None or strength <= 0:
+        return steps
+    return steps - max(1, int(steps * min(1.0, strength)))
+
+
 def serving_adapters(pipeline: type) -> dict[str, Adapter]:
     """The adapters for a pipeline class, by id. Raises UnsupportedModelError if there are none."""
     adapters = registry()
