@@ -5,6 +5,7 @@ import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Iterable, Mapping, MutableMapping
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NoReturn
@@ -13,7 +14,7 @@ from mflux_teacache_plugin import apply, choose, demo_model, hooks, methods, set
 from mflux_teacache_plugin.caching.forecast import ORDERS
 from mflux_teacache_plugin.choose import Choice
 from mflux_teacache_plugin.errors import SettingsError, TeaCacheError, UnsupportedModelError
-from mflux_teacache_plugin.host import faults
+from mflux_teacache_plugin.host import faults, versions
 from mflux_teacache_plugin.host.specs import hookimpl
 from mflux_teacache_plugin.settings import OPTIONS, Settings
 from mflux_teacache_plugin.variants import Catalog
@@ -140,6 +141,7 @@ def mflux_options_parsed(parser: ArgumentParser, args: Namespace, command: str, 
         _check_command(args, command, pipelines, wanted)
     except TeaCacheError as error:
         return impossible(wanted, parser, error)
+    _say_if_untested()
     try:
         args.teacache_request = Request(wanted, choose.catalog(wanted.coefficients), parser)
     except TeaCacheError as error:
@@ -181,6 +183,14 @@ def mflux_generation_end(model: Any, image: Any | None) -> None:
         image.generation_parameters = {**(image.generation_parameters or {}), **keys}
     else:
         _say(summary.summary(handle.stats.last, handle.method, handle.variant))
+
+
+@cache
+def _say_if_untested() -> None:
+    """Once in a process; what does not work with this mflux is then named by itself."""
+    found = versions.installed()
+    if found is not None and not versions.is_tested(found):
+        _say(f"mflux {found} is not among the tested versions ({versions.in_words()}); see mflux-teacache doctor")
 
 
 def _choose(
@@ -231,8 +241,9 @@ def _why_not(pipelines: list[type]) -> str | None:
 def _notes(choice: Choice, model_config: Any, source: str | None, wanted: Settings) -> None:
     """What is worth a line before the run."""
     name = source or model_config.model_name
-    for line in choice.method.notes(choice.variant, name):
-        _say(line)
+    for line in (choice.problem, *choice.method.notes(choice.variant, name)):
+        if line is not None:
+            _say(line)
     if choice.match is None:
         return
     variant = choice.match.variant
