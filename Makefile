@@ -13,7 +13,7 @@ TOUCHING_PYTHON := cli coefficients commands forecast methods placement settings
 
 BIN := .venv/bin
 READY := .venv/.ready
-SOURCES_OF_THE_ENVIRONMENT := pyproject.toml $(wildcard build_support/*)
+SOURCES_OF_THE_ENVIRONMENT := pyproject.toml $(wildcard build_support/*.*)
 
 .DEFAULT_GOAL := help
 .PHONY: help venv test lint format test-compat $(COMPAT:%=test-compat-%) test-pythons $(PYTHONS:%=test-python-%) demo bench \
