@@ -35,8 +35,9 @@ _PATCHED = (
 #: Need mflux in its own sizes, which the tiny models change for the rest of the session.
 FIRST = ("test_demo_model.py", "test_cache_dit.py")
 
-#: One after the other in one process, for they share what is dear to make: the distributions and the environments.
-TOGETHER = ("test_packaging.py",)
+#: One after the other in one process, for they share what is dear to make. This group also gets what goes FIRST, all
+#: that is marked `compiles`, and what is in it by name: a kernel takes g++ most of a second, and each process has its own.
+COMPILED, PACKAGING = "compiled", "packaging"
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -56,13 +57,19 @@ def pytest_configure(config: pytest.Config) -> None:
             os.environ.setdefault(name, "1")
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist looks for the groups in the same hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The demo model first, and what belongs together in one process. On a CPU, MLX compiles with g++."""
-    items.sort(key=lambda item: item.path.name not in FIRST)
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        for item in items:
-            if item.path.name in (*FIRST, *TOGETHER):
-                item.add_marker(pytest.mark.xdist_group(item.path.stem))
+    for item in items:
+        group = None
+        if item.path.name in FIRST or item.get_closest_marker("compiles"):
+            group = COMPILED
+        elif item.get_closest_marker("packaging"):
+            group = PACKAGING
+        if group is not None:
+            item.add_marker(pytest.mark.xdist_group(group))
+    groups = {item: mark.args[0] for item in items if (mark := item.get_closest_marker("xdist_group"))}
+    items.sort(key=lambda item: (item.path.name not in FIRST, groups.get(item) != COMPILED, item not in groups))
     if sys.platform != "darwin" and shutil.which("g++") is None:
         for item in items:
             if item.get_closest_marker("compiles") is not None:
