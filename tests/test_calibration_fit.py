@@ -221,19 +221,19 @@ def test_the_fastest_good_setting_that_beats_plain_fewer_steps_is_chosen():
         a_row("1.5x", 30, 0.99, 40.0, 30.0),
     ]
     choice = choose(tried, 0.97)
-    assert choice.row.setting == "2x"
+    assert choice.setting == "2x"
     assert "0.4 is faster, but plain mflux with as many steps comes nearer" in choice.why
 
 
 def test_it_says_so_when_nothing_beats_plain_fewer_steps():
     choice = choose([a_row("0.4", 15, 0.98, 28.0, 30.0), a_row("2x", 20, 0.99, 29.0, 30.0)], 0.97)
-    assert choice.row.setting == "0.4"
+    assert choice.setting == "0.4"
     assert "Nothing that was tried comes nearer than plain mflux with as many steps." in choice.why
 
 
 def test_it_says_so_when_no_setting_is_good_enough():
     choice = choose([a_row("2x", 20, 0.93, 25.0, 20.0)], 0.97)
-    assert choice.row is None and "2x came nearest with 0.930" in choice.why
+    assert choice.setting is None and "2x came nearest with 0.930" in choice.why
 
 
 def test_the_recommended_setting_and_the_reasons_go_into_the_variant():

@@ -47,9 +47,8 @@ class Analysis:
         """Whether the polynomial that there was already stays: it comes with a threshold that was chosen by pictures, so the
         own one has to be clearly better.
         """
-        if OWN not in self.scores:
-            return PUBLISHED in self.scores
-        return PUBLISHED in self.scores and self.scores[PUBLISHED].rmse <= (1 + CLEARLY) * self.scores[OWN].rmse
+        own, published = self.scores.get(OWN), self.scores.get(PUBLISHED)
+        return published is not None and (own is None or published.rmse <= (1 + CLEARLY) * own.rmse)
 
     @property
     def best(self) -> str:

@@ -1,5 +1,6 @@
 """Which of the settings that were tried becomes what `--teacache` means for the model."""
 
+from argparse import ArgumentTypeError
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -8,50 +9,39 @@ from mflux_teacache_plugin.calibration.propose import UNSEEN
 from mflux_teacache_plugin.checks import as_table
 from mflux_teacache_plugin.measure.metrics import Summary
 from mflux_teacache_plugin.measure.results import Row
+from mflux_teacache_plugin.methods.method import to_float
 from mflux_teacache_plugin.variants import Provenance, Variant
 
 
 @dataclass(frozen=True)
 class Recommendation:
-    """The row of the setting that is recommended, None if none is good enough, and why, in words."""
+    """The setting that is recommended, None if none is good enough; why, in words; and the one that came nearest."""
 
-    row: Row | None
+    setting: str | None
     why: str
-
-
-@dataclass(frozen=True)
-class _Tried:
-    """A row that has both sides: the setting's quality, and that of plain mflux with as many steps."""
-
-    row: Row
-    setting: str
-    computed: float
-    near: Summary
-    plain: Summary
-
-    def __str__(self) -> str:
-        figures = f"SSIM {self.near.ssim:.3f} (worst {self.near.ssim_worst:.3f}), PSNR {self.near.psnr:.1f} dB"
-        plain = f"SSIM {self.plain.ssim:.3f} (worst {self.plain.ssim_worst:.3f}), {self.plain.psnr:.1f} dB"
-        return f"{self.computed:.3g} steps computed, {figures}; plain mflux with as many steps: {plain}"
+    nearest: str | None
 
 
 def choose(rows: Sequence[Row], target: float) -> Recommendation:
     """The fastest setting whose mean SSIM reaches the target; one that beats plain mflux with fewer steps goes first."""
-    tried = _tried(rows)
-    good = [each for each in tried if each.near.ssim >= target]
-    better = [each for each in good if each.near.psnr > each.plain.psnr]
+    tried = sorted((row for row in rows if row.quality), key=lambda row: row.cost.computed)
+    good = [row for row in tried if _near(row).ssim >= target]
+    better = [row for row in good if row.fewer_quality and _near(row).psnr > row.fewer_quality.psnr]
+    best = max(tried, key=lambda row: _near(row).ssim, default=None)
+    nearest = None if best is None else best.setting
     if not good:
-        best = max(tried, key=lambda each: each.near.ssim, default=None)
-        told = f"; {best.setting} came nearest with {best.near.ssim:.3f}" if best is not None else ""
-        return Recommendation(None, f"No setting reached a mean SSIM of {target:g}{told}.")
-    chosen = min(better or good, key=lambda each: each.computed)
-    why = f"{chosen.setting} is the fastest setting tried with a mean SSIM of {target:g} or more: {chosen}"
-    faster = min(good, key=lambda each: each.computed)
+        told = f"; {best.setting} came nearest with {_near(best).ssim:.3f}" if best else ""
+        return Recommendation(None, f"No setting reached a mean SSIM of {target:g}{told}.", nearest)
+    chosen = (better or good)[0]
+    why = (
+        f"{chosen.setting} is the fastest setting tried with a mean SSIM of {target:g} or more: {chosen.cost.computed:.3g} "
+        f"steps computed, {_told(chosen.quality)}; plain mflux with as many steps: {_told(chosen.fewer_quality)}"
+    )
     if not better:
         why += ". Nothing that was tried comes nearer than plain mflux with as many steps"
-    elif faster is not chosen:
-        why += f"; {faster.setting} is faster, but plain mflux with as many steps comes nearer"
-    return Recommendation(chosen.row, f"{why}.")
+    elif good[0] is not chosen:
+        why += f"; {good[0].setting} is faster, but plain mflux with as many steps comes nearer"
+    return Recommendation(chosen.setting, f"{why}.", nearest)
 
 
 def recommending(
@@ -60,27 +50,27 @@ def recommending(
     """The variant with the recommended setting as its default, and the reasons, with `more`, in its provenance."""
     changes: dict[str, Any] = {}
     notes = (variant.provenance.notes or "").splitlines()
-    thresholds = [each for each in _tried(rows) if _is_number(each.setting) and each.near.ssim >= target]
+    thresholds = [row for row in rows if row.quality and _is_number(row.setting) and row.quality.ssim >= target]
     if thresholds:
-        changes["threshold"] = float(min(thresholds, key=lambda each: each.computed).setting)
+        changes["threshold"] = float(min(thresholds, key=lambda row: row.cost.computed).setting)
         notes = [line for line in notes if line != UNSEEN]
-    if choice.row is not None and not _is_number(choice.row.setting):
-        changes["recommended"] = choice.row.setting
+    if choice.setting is not None and not _is_number(choice.setting):
+        changes["recommended"] = choice.setting
     provenance = Provenance(**{**as_table(variant.provenance), "notes": "\n".join([*notes, *more])})
     return variant.replace(**changes, provenance=provenance)
 
 
-def _tried(rows: Sequence[Row]) -> list[_Tried]:
-    return [
-        _Tried(row, row.setting, row.cost.computed, row.quality, row.fewer_quality)
-        for row in rows
-        if row.quality is not None and row.fewer_quality is not None
-    ]
+def _near(row: Row) -> Summary:
+    assert row.quality is not None  # plain mflux alone has none
+    return row.quality
+
+
+def _told(quality: Summary | None) -> str:
+    return f"SSIM {quality.ssim:.3f} (worst {quality.ssim_worst:.3f}), PSNR {quality.psnr:.1f} dB" if quality else "–"
 
 
 def _is_number(setting: str) -> bool:
     try:
-        float(setting)
-    except ValueError:
+        return bool(to_float(setting))
+    except ArgumentTypeError:
         return False
-    return True

@@ -77,14 +77,6 @@ class Model:
             callbacks[:] = [callback for callback in callbacks if isinstance(callback, Watch)]
 
 
-class _Leave(command.Leave):
-    """Out of the command, because of an error or without one."""
-
-    def __init__(self, error: TeaCacheError | None = None) -> None:
-        super().__init__()
-        self.error = error
-
-
 class _Listener:
     """The plugin that catches the command's model. What it raises goes past the host, which would only report it."""
 
@@ -96,10 +88,10 @@ class _Listener:
 
     @hookimpl(optionalhook=True)
     def mflux_options_parsed(self, args: Namespace, pipelines: list[type]) -> None:
-        if asked := [name for name in _CACHES if getattr(args, name, None) not in (None, "off")]:
-            option = f"--{asked[0].replace('_', '-')}"
-            raise _Leave(SettingsError(f"{option} skips steps", hint="calibration records plain runs: leave it out"))
+        asked = [f"--{name.replace('_', '-')}" for name in _CACHES if getattr(args, name, None) not in (None, "off")]
         with _leaving():
+            if asked:
+                raise SettingsError(f"{asked[0]} skips steps", hint="calibration records plain runs: leave it out")
             for pipeline in pipelines:
                 choose.serving_adapters(pipeline)
 
@@ -107,9 +99,9 @@ class _Listener:
     def mflux_model_loading(
         self, pipeline: type, model_config: Any | None, source: str | None, args: Namespace | None
     ) -> None:
-        if model_config is None:
-            raise _Leave(UnsupportedModelError(f"{pipeline.__name__} was built without a model of mflux's registry"))
         with _leaving():
+            if model_config is None:
+                raise UnsupportedModelError(f"{pipeline.__name__} was built without a model of mflux's registry")
             serving = choose.serving_adapters(pipeline)
             match = self._files.match(choose.identity(model_config, source), serving.keys())
             adapter = next(iter(serving.values())) if match is None else serving[match.variant.adapter]
@@ -127,7 +119,7 @@ class _Listener:
             found.begin(asked)
             with _leaving():
                 self._job(found)
-            raise _Leave
+            raise command.Leave
 
         object.__setattr__(model, "generate_image", generate_image)
 
@@ -137,7 +129,7 @@ def _leaving() -> Iterator[None]:
     try:
         yield
     except TeaCacheError as error:
-        raise _Leave(error) from error
+        raise command.Leave from error
 
 
 def run(words: Sequence[str], files: Catalog, check: Check, job: Callable[[Model], None]) -> None:
@@ -168,9 +160,9 @@ def run(words: Sequence[str], files: Catalog, check: Check, job: Callable[[Model
         with contextlib.redirect_stdout(sys.stderr):
             options = [*words[1:], *([] if prompted else ["--prompt", "calibration"])]
             command.run(found, options, _Listener(files, check, job))
-    except _Leave as left:
-        if left.error is not None:
-            raise left.error from left.error.__cause__
+    except command.Leave as left:
+        if left.__cause__ is not None:
+            raise left.__cause__ from left.__cause__.__cause__
         return
     finally:
         if ambient is not None:

@@ -20,21 +20,16 @@ from mflux_teacache_plugin.measure import files
 #: What the changes of one guidance branch are called in a file.
 CHANGES = ("signal_change", "output_change", "residual_change")
 
-#: No change is as large as this.
-MOST = 1e300
-
 #: So few steps have nothing between the first and the last, which always compute.
 FEWEST_STEPS = 4
 
 #: The signal that this package's gates read. A polynomial that was fitted to another one says nothing to them.
 SIGNAL = "modulated image input of block 0"
 
-MEANING = (
-    "signal_change[p][t], output_change[p][t], residual_change[p][t]: mean|now - before| / mean|before| between steps t and "
-    "t+1 of generation p, of the first block's modulated input, of the transformer's output and of what its blocks add; "
-    "the first guidance branch, the others under branches[p]; prediction_change[p][t]: of the guided prediction, which the "
-    "scheduler takes; sigma[t]: noise level at which step t was computed; no step was skipped"
-)
+#: Where the meaning of every key stands.
+FORMAT = "docs/calibration.md, The trace format"
+
+_MEASURED = (*CHANGES, "prediction_change", "sigma", "branches", "meaning")
 
 
 class TraceError(TeaCacheError):
@@ -77,41 +72,12 @@ def read(path: Path, sigma: Sequence[float] | None = None) -> tuple[Trace, ...]:
     """
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise _fault(path, error.strerror or str(error)) from error
-    except (ValueError, RecursionError) as error:
-        raise _fault(path, f"not JSON: {error}") from error
-    if not isinstance(data, dict):
-        raise _fault(path, "expected one JSON object")
-    if not isinstance(data.get("variant"), str) or not data["variant"]:
-        raise _fault(path, "variant: expected the id of a variant")
-    outputs = _rows(path, "output_change", data.get("output_change"))
-    steps = len(outputs[0]) + 1
-    if steps < FEWEST_STEPS:
-        raise _fault(path, f"output_change: {steps} steps tell nothing", f"record {FEWEST_STEPS} steps or more")
-    outputs = _rows(path, "output_change", data["output_change"], steps - 1)
-    optional: dict[str, Sequence[np.ndarray | None]] = {}
-    for key in ("signal_change", "prediction_change"):
-        missing = data.get(key) is None
-        rows = [None] * len(outputs) if missing else _rows(path, key, data[key], steps - 1)
-        if len(rows) != len(outputs):
-            raise _fault(path, f"{key}: {len(rows)} rows, where output_change has {len(outputs)}")
-        optional[key] = rows
-    levels = _numbers(path, "sigma", sigma if data.get("sigma") is None else data["sigma"], steps)
-    if not ((np.diff(levels) < 0).all() and levels[0] <= 1):
-        raise _fault(path, "sigma: expected falling numbers within [0, 1]")
-    branches = _branches(path, data.get("branches"), len(outputs), steps - 1)
-    named = isinstance(data.get("prompt"), str) and len(outputs) == 1
-    measured = {*CHANGES, "prediction_change", "sigma", "branches", "meaning"}
-    recipe = {key: value for key, value in data.items() if key not in measured}
-    return tuple(
-        Trace(
-            data["prompt"] if named else f"{path.name}, row {index + 1}", levels, signal, output, prediction, of, recipe
-        )
-        for index, (signal, output, prediction, of) in enumerate(
-            zip(optional["signal_change"], outputs, optional["prediction_change"], branches, strict=True)
-        )
-    )
+        if not isinstance(data, dict):
+            raise ValueError("expected one JSON object")
+        return _traces(path.name, {"sigma": sigma} | {key: each for key, each in data.items() if each is not None})
+    except (OSError, ValueError, RecursionError) as error:  # not JSON, or what `_traces` says
+        cause, hint = getattr(error, "strerror", None) or str(error), "record it again with mflux-teacache calibrate"
+        raise TraceError(f"{path} is not a usable trace file", cause=cause, hint=hint) from error
 
 
 def write_generation(
@@ -122,46 +88,67 @@ def write_generation(
     prediction: Sequence[float] | None = None,
 ) -> None:
     """Write one generation as a trace file of its own; `branches`, the first one first, have the keys of `CHANGES`."""
-    measured = {key: [list(branches[0][key])] for key in CHANGES if key in branches[0]}
+    measured: dict[str, Any] = {key: [list(branches[0][key])] for key in CHANGES if key in branches[0]}
     measured |= {} if prediction is None else {"prediction_change": [list(prediction)]}
-    told = {**recipe, "prompts": 1, "meaning": MEANING, "sigma": list(sigma), **measured}
+    measured["branches"] = [[dict(branch) for branch in branches]]
+    told = {**recipe, "prompts": 1, "meaning": FORMAT, "sigma": list(sigma), **measured}
     path.parent.mkdir(parents=True, exist_ok=True)
-    told["branches"] = [[dict(branch) for branch in branches]]
     files.write(path, json.dumps(told, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-def _fault(path: Path, what: str, hint: str = "record it again with mflux-teacache calibrate") -> TraceError:
-    return TraceError(f"{path} is not a usable trace file", cause=what, hint=hint)
+def _traces(name: str, data: Mapping[str, Any]) -> tuple[Trace, ...]:
+    """The generations of a file of this name. Raises ValueError, with the key."""
+    if not isinstance(data.get("variant"), str) or not data["variant"]:
+        raise ValueError("variant: expected the id of a variant")
+    wanted = _rows("output_change", data.get("output_change"))
+    count, changes = len(wanted), len(wanted[0][1])
+    outputs = [_numbers(key, row, changes) for key, row in wanted]
+    if changes + 1 < FEWEST_STEPS:
+        raise ValueError(f"output_change: {changes + 1} steps tell nothing, {FEWEST_STEPS} or more do")
+    sigma = _numbers("sigma", data.get("sigma"), changes + 1)
+    if not ((np.diff(sigma) < 0).all() and sigma[0] <= 1):
+        raise ValueError("sigma: expected falling numbers within [0, 1]")
+
+    def rows(key: str) -> Sequence[np.ndarray | None]:
+        return (
+            [_numbers(each, row, changes) for each, row in _rows(key, data[key], count)]
+            if key in data
+            else [None] * count
+        )
+
+    branches: list[list[dict[str, np.ndarray]]] = [[]] * count
+    if "branches" in data:
+        branches = [
+            [
+                {kind: _numbers(f"{each}.{kind}", branch[kind], changes) for kind in CHANGES if kind in branch}
+                for each, branch in _rows(key, row, kind=dict)
+            ]
+            for key, row in _rows("branches", data["branches"], count)
+        ]
+    recipe = {key: value for key, value in data.items() if key not in _MEASURED}
+    named = isinstance(data.get("prompt"), str) and count == 1
+    columns = zip(rows("signal_change"), outputs, rows("prediction_change"), branches, strict=True)
+    return tuple(
+        Trace(
+            data["prompt"] if named else f"{name}, row {number}", sigma, signal, output, prediction, tuple(each), recipe
+        )
+        for number, (signal, output, prediction, each) in enumerate(columns, start=1)
+    )
 
 
-def _rows(path: Path, key: str, value: Any, length: int | None = None) -> list[np.ndarray]:
-    """`value` as one or more rows of numbers, each of `length`."""
-    if not isinstance(value, list) or not value:
-        raise _fault(path, f"{key}: expected a list of lists of numbers")
-    return [_numbers(path, f"{key}[{index}]", row, length) for index, row in enumerate(value)]
+def _rows(key: str, value: Any, count: int | None = None, kind: type = list) -> list[tuple[str, Any]]:
+    """`value` as one or more lists (or objects), each with the key that names it."""
+    if not isinstance(value, list) or not value or not all(isinstance(row, kind) for row in value):
+        raise ValueError(f"{key}: expected a list of {'lists' if kind is list else 'objects'}")
+    if count is not None and len(value) != count:
+        raise ValueError(f"{key}: {len(value)} rows, where output_change has {count}")
+    return [(f"{key}[{index}]", row) for index, row in enumerate(value)]
 
 
-def _numbers(path: Path, key: str, value: Any, length: int | None) -> np.ndarray:
-    """`value` as finite numbers, none below 0."""
-    usual = isinstance(value, (list, tuple)) and all(type(each) in (int, float) for each in value)
-    if not usual or not all(0 <= each < MOST for each in value):
-        raise _fault(path, f"{key}: expected a list of finite numbers, none below 0")
-    if length is not None and len(value) != length:
-        raise _fault(path, f"{key}: expected {length} numbers, got {len(value)}")
+def _numbers(key: str, value: Any, length: int) -> np.ndarray:
+    """(length,); finite and at least 0."""
+    if not isinstance(value, list) or not all(type(each) in (int, float) and 0 <= each < 1e300 for each in value):
+        raise ValueError(f"{key}: expected a list of finite numbers, none below 0")
+    if len(value) != length:
+        raise ValueError(f"{key}: expected {length} numbers, got {len(value)}")
     return np.array(value, dtype=float)
-
-
-def _branches(path: Path, value: Any, rows: int, changes: int) -> list[tuple[Mapping[str, np.ndarray], ...]]:
-    if value is None:
-        return [()] * rows
-    usual = isinstance(value, list) and len(value) == rows and all(isinstance(row, list) for row in value)
-    if not usual or not all(isinstance(branch, dict) for row in value for branch in row):
-        raise _fault(path, f"branches: expected {rows} lists of objects, one for each generation")
-
-    def read_branch(key: str, branch: dict[str, Any]) -> Mapping[str, np.ndarray]:
-        return {name: _numbers(path, f"{key}.{name}", branch[name], changes) for name in CHANGES if name in branch}
-
-    return [
-        tuple(read_branch(f"branches[{index}][{number}]", branch) for number, branch in enumerate(row))
-        for index, row in enumerate(value)
-    ]

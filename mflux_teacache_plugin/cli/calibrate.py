@@ -59,6 +59,7 @@ def run(args: argparse.Namespace) -> int:
         )
     for setting in args.settings or ():
         check_setting(setting)
+    catalog = choose.catalog()
     plan = Plan(
         command=tuple(words),
         prompts=prompts[: len(prompts) - held_out],
@@ -67,11 +68,11 @@ def run(args: argparse.Namespace) -> int:
         settings=tuple(dict.fromkeys(args.settings or ())),
         target=args.target_ssim,
         id=args.id,
-        output=args.output,
+        output=args.output or catalog.user_folder,
         folder=args.folder,
         force=args.force,
     )
-    outcome = Calibration(plan, choose.catalog()).run()
+    outcome = Calibration(plan, catalog).run()
     if outcome is not None:
         _print(outcome, args.format)
     return 0
