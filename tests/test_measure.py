@@ -312,7 +312,11 @@ def test_a_file_is_whole_or_what_it_was(tmp_path, monkeypatch) -> None:
         (("steps = [10]", "steps = 10"), "recipes[0].steps: expected a list, got 10 (integer)"),
         (("steps = [10]", "steps = [10]\nsize = [64]"), "recipes[0].size: expected width and height"),
         (("seeds = [1, 2]", "seeds = [1, 1]"), "asks for the same picture twice"),
-        (("title =", "title"), "cannot be read"),
+        (("[10]", "[1_000_000]"), "recipes[0].steps[0]: expected a whole number of steps, at most 9999, got 1000000"),
+        (("[1, 2]", str(list(range(9999)))), "asks for 39996 pictures\n  hint: 10000 are the most"),
+        (("title =", "title"), "is not valid TOML\n  cause: "),
+        (("title", f"x = {'9' * 5000}\ntitle"), "is not valid TOML\n  cause: "),
+        (("title", f"x = {'[' * 50_000}\ntitle"), "is not valid TOML\n  cause: "),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -325,6 +329,11 @@ def test_a_suite_that_cannot_be_used(change: tuple[str, str], error: str, run, a
 def test_a_suite_that_is_not_there(run, tmp_path) -> None:
     code, _, err = run("bench", tmp_path / "none.toml")
     assert code == 2 and "none.toml cannot be read\n  cause: No such file or directory" in err
+
+
+def test_a_byte_order_mark_is_read_over(tmp_path) -> None:
+    (tmp_path / "suite.toml").write_text(SUITE, encoding="utf-8-sig")
+    assert suite.read(tmp_path / "suite.toml").title == "a test"
 
 
 def test_seeds_in_pairs_or_each_with_each(a_suite) -> None:
