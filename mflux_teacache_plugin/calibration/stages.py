@@ -189,18 +189,18 @@ class Calibration:
     ) -> None:
         """The charts and the page, with the pictures of the chosen setting, or of the nearest."""
         from mflux_teacache_plugin.calibration import charts  # matplotlib takes its time
-        from mflux_teacache_plugin.measure import gallery, plots, report
+        from mflux_teacache_plugin.measure import plots, report
 
-        drawn, shown = [self._folder / "profile.png"], []
+        drawn, shown, commands = [self._folder / "profile.png"], [], {}
         charts.draw(analysis, recorded, self._existing, drawn[0])
         if choice is not None and choice.nearest is not None:
             drawn.append(self._folder / "frontier.png")
             plots.frontier(pictures.rows, drawn[1])
             shots = [shot for shot in pictures.shots if shot.setting in (OFF, choice.setting or choice.nearest)]
-            for heading, tiles in gallery.lines(pictures.cases, shots, pictures.near, self._folder / "pictures"):
-                shown.append((heading, [report.Shown(tile.title, tile.figures, tile.file) for tile in tiles]))
-        about = f"{shlex.join(self._plan.command)}\n{variant.provenance.recipe}\n{variant.provenance.notes}"
-        text = report.html(f"Calibration of {variant.id}", about, pictures.rows, drawn, shown)
+            shown = report.lines(pictures.cases, shots, pictures.near, self._folder / "pictures")
+            commands[variant.id] = str(pictures.cases[0].command.with_options(teacache=choice.setting))
+        about = f"{variant.provenance.recipe}. {variant.provenance.notes}"
+        text = report.html(f"Calibration of {variant.id}", about, pictures.rows, drawn, shown, commands)
         files.write(self._folder / "report.html", text)
 
     # ---- traces of this calibration ----------------------------------------------------------------------------------

@@ -48,7 +48,7 @@ def make_pictures(model: Model, variant: Variant, cases: Sequence[Case], active:
     """
     mine = shards.mine(cases)
     missing = [case for case in mine if _kept(case, variant, folder) is None]
-    with series.progress(sum(case.most_shots for case in missing), show=shards.leads() and bool(missing)) as bar:
+    with series.progress(sum(case.most_shots for case in missing), show=shards.leads() and bool(missing)) as counted:
         for case in missing:
             faults: dict[str, str] = {}
             for setting in case.settings:
@@ -56,7 +56,7 @@ def make_pictures(model: Model, variant: Variant, cases: Sequence[Case], active:
                     apply.apply_teacache(model.pipeline, setting, variant=variant).restore()
                 except TeaCacheError as error:
                     faults[setting] = error.error
-            make = series.counted(_maker(model, variant, active, folder, faults), bar)
+            make = counted(_maker(model, variant, active, folder, faults))
             shots = [asdict(shot) for shot in series.one_round(_without(case, faults), 0, make)]
             kept = {"key": _key(case, variant), "shots": shots, "faults": faults}
             files.write(folder / case.name / "tried.json", json.dumps(kept, indent=1) + "\n")

@@ -22,20 +22,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out", type=Path, metavar="FOLDER", help="where results go, and are found again; default: bench/ and its name"
     )
+    add_common(parser)
+
+
+def add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--fresh", action="store_true", help="measure again what the folder holds already")
     output.add_format(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     metrics.require()
-    wanted = suite.read(args.suite)
-    out = args.out or Path("bench") / args.suite.stem
+    return bench(args, suite.read(args.suite), args.out or Path("bench") / args.suite.stem)
+
+
+def bench(args: argparse.Namespace, wanted: Suite, out: Path) -> int:
+    """Measure a suite; of `args`, `fresh` and `format` count."""
     pictures = out / "pictures"
     pictures.mkdir(parents=True, exist_ok=True)
     ledger = Ledger(out, pictures, shards.world().rank)
-    if args.fresh:
-        ledger.forget()
-        shards.wait()
+    ledger.clear(everything=args.fresh)
+    shards.wait()  # nobody begins before all are cleared
     cases = wanted.cases()
     items = [(repetition, case) for repetition in range(wanted.repetitions) for case in cases]
     with shards.stoppable():
@@ -61,13 +67,13 @@ def _measure(wanted: Suite, items: Sequence[tuple[int, Case]], ledger: Ledger, p
     for case in first.values():
         runs.check(case.command.with_options(steps=case.steps), case.settings)
     warm_ups = wanted.warm_up * sum(1 + len(case.settings) for case in first.values())
-    with series.progress(warm_ups + sum(case.most_shots for _, case in items), show=shards.leads()) as bar:
+    with series.progress(warm_ups + sum(case.most_shots for _, case in items), show=shards.leads()) as counted:
         with TemporaryDirectory(dir=pictures, prefix=".warm-up-") as folder:
-            warm = series.counted(series.maker(Path(folder)), bar)
+            warm = counted(series.maker(Path(folder)))
             for case in [*first.values()] * wanted.warm_up:
                 for setting in (OFF, *case.settings):
                     warm(case, setting, case.steps, 0)
-        make = series.counted(ledger.keeping(series.maker(pictures)), bar)
+        make = counted(ledger.keeping(series.maker(pictures)))
         return [series.one_round(case, repetition, make) for repetition, case in items]
 
 
@@ -81,23 +87,22 @@ def _tell(
     """Write and print everything."""
     pictures = out / "pictures"
     near = series.similarities(shots, cases, pictures)
-    rows = results.rows(cases, shots, near, series.near_whole(shots, cases, pictures))
+    whole = {case.name: case.whole for case in cases if case.whole}
+    rows = results.rows(cases, shots, near, series.similarities(shots, cases, pictures, whole))
     table = {"suite": asdict(wanted), **results.as_table(cases, shots, near, rows)}
-    files.write(out / "results.json", output.as_json(table))
-    files.write(out / "results.csv", results.as_csv(rows))
-    from mflux_teacache_plugin.measure import gallery  # matplotlib takes its time
+    files.write(out / "results.json", files.as_json(table))
+    from mflux_teacache_plugin.measure import report  # matplotlib takes its time
 
     about = f"{wanted.source} Medians of {wanted.repetitions} repetitions, means over {len(cases)} pictures.".strip()
-    gallery.write(wanted.title, about, cases, shots, near, rows, pictures, out)
+    report.write(wanted.title, about, cases, shots, near, rows, pictures, out)
     if args.format == "json":
         output.print_json(table)
     else:
-        for group in dict.fromkeys(row.group for row in rows):
+        groups = results.by_group(rows)
+        for group, of_group in groups.items():
             print(f"\n{group}")
-            output.print_table(
-                results.HEAD, [line for row in rows if row.group == group for line in results.cells(row)]
-            )
-        print(*results.verdicts(rows), sep="\n")
+            output.print_table(results.HEAD, [line for row in of_group for line in results.cells(row)])
+        print(*("", *(f"{group}: {results.verdict(of_group)}" for group, of_group in groups.items())), sep="\n")
     if found:
         print(f"{found} of {len(shots)} runs were there already; --fresh measures them again", file=sys.stderr)
-    print(f"report: {out / 'report.html'}; figures: {out / 'results.json'}, {out / 'results.csv'}", file=sys.stderr)
+    print(f"report: {out / 'report.html'}; figures: {out / 'results.json'}", file=sys.stderr)

@@ -46,20 +46,22 @@ def run(args: argparse.Namespace) -> int:
     settings = tuple(setting for setting in dict.fromkeys(args.settings) if setting != OFF)
     with files.staged(args.out) as stage:  # an unwritable folder is told before the first run
         case = _case(command, settings)
-        with series.progress(case.most_shots) as bar:
-            make = series.counted(series.maker(stage), bar)
-            shots = series.one_round(case, 0, make)
+        with series.progress(case.most_shots) as counted:
+            shots = series.one_round(case, 0, counted(series.maker(stage)))
         near = series.similarities(shots, [case], stage)
         rows = results.rows([case], shots, near)
         found = {"command": str(command), **results.as_table([case], shots, near, rows)}
-        files.write(stage / "results.json", output.as_json(found))
-        from mflux_teacache_plugin.measure import gallery  # matplotlib takes its time
+        files.write(stage / "results.json", files.as_json(found))
+        from mflux_teacache_plugin.measure import report  # matplotlib takes its time
 
-        gallery.write(f"{case.prompt} ({command.name})", str(command), [case], shots, near, rows, stage, stage)
+        report.write(
+            case.prompt, f"One picture of {command.name}, seed {case.seed}.", [case], shots, near, rows, stage, stage
+        )
     if args.format == "json":
-        print((args.out / "results.json").read_text())
+        output.print_json(found)
     else:
         output.print_table(results.HEAD, [line for row in rows for line in results.cells(row)])
+        print(f"\n{results.verdict(rows)}")
     print(f"report: {args.out / 'report.html'}; pictures: {args.out / 'comparison.png'}", file=sys.stderr)
     return 0
 

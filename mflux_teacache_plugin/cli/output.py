@@ -1,10 +1,10 @@
 """Tables and JSON on stdout."""
 
 import argparse
-import json
-import math
 from collections.abc import Sequence
 from typing import Any
+
+from mflux_teacache_plugin.measure.files import as_json
 
 
 def add_format(parser: argparse.ArgumentParser) -> None:
@@ -12,21 +12,8 @@ def add_format(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--format", choices=("text", "json"), default="text", help="default: text")
 
 
-def as_json(value: Any) -> str:
-    """As text; JSON has no infinity, so that of a PSNR (the same picture) becomes null."""
-    return json.dumps(_finite(value), indent=2, default=str)
-
-
 def print_json(value: Any) -> None:
     print(as_json(value))
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(each) for key, each in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(each) for each in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def print_table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
