@@ -188,9 +188,9 @@ def test_every_family_can_be_recorded(of, tiny):
 @pytest.mark.parametrize(
     ("argv", "told"),
     [
-        ([], "there is no command to calibrate"),
-        (["--", "mflux-genrate"], "mflux-genrate is not an mflux command"),
-        (["--", "ls"], "ls is not an mflux command"),
+        ([], "there is no image command"),
+        (["--", "mflux-genrate"], "mflux-genrate is not a command of mflux"),
+        (["--", "ls"], "ls is not a command of mflux"),
         (["--", "mflux-concept", "--prompt", "x", "--concept", "y", "--model", "dev"], "cannot skip steps"),
         (["--", "mflux-generate", "--model", "dev", "--teacache", "0.2"], "--teacache skips steps"),
         (["--settings", "7", "--", "mflux-generate"], "--settings: '7'"),

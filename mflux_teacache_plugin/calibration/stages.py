@@ -8,7 +8,6 @@ its own, so that the same command goes on where it was interrupted. Under `mlx.l
 import hashlib
 import json
 import re
-import shlex
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -40,6 +39,10 @@ SEED = 42
 
 COMMENT = "Made by `mflux-teacache calibrate`. Every key: docs/coefficient-files.md."
 
+SECONDS = (
+    "Seconds are those of one process, one setting after the other, and mislead: what counts are the steps computed."
+)
+
 UNKNOWN_LICENCE = "unknown; see the model's own page"
 
 Item = tuple[str, int]  # a prompt and a seed
@@ -50,7 +53,7 @@ class Plan:
     """What was asked for.
 
     Attributes:
-        command: the mflux command, program first.
+        command: of mflux, with its options.
         prompts: to record and fit; `held_out`: to try settings on, none for no trial.
         seeds: generations of each prompt.
         settings: methods to try; none for a choice that follows from the fit.
@@ -60,7 +63,7 @@ class Plan:
         force: overwrite an existing coefficient file.
     """
 
-    command: tuple[str, ...]
+    command: Command
     prompts: tuple[str, ...]
     held_out: tuple[str, ...]
     seeds: int
@@ -175,9 +178,8 @@ class Calibration:
 
     def _cases(self, settings: Sequence[str], steps: int) -> list[Case]:
         """What is tried on each held-out prompt."""
-        command, group = Command(self._plan.command[0], self._plan.command[1:]), self._facts["id"]
-        items = self._plan.items(self._plan.held_out)
-        return [Case(slug(*item), group, *item, steps, tuple(settings), command) for item in items]
+        items, ways = self._plan.items(self._plan.held_out), tuple(settings)
+        return [Case(slug(*item), self._facts["id"], *item, steps, ways, self._plan.command) for item in items]
 
     def _report(
         self,
@@ -199,7 +201,7 @@ class Calibration:
             shots = [shot for shot in pictures.shots if shot.setting in (OFF, choice.setting or choice.nearest)]
             shown = report.lines(pictures.cases, shots, pictures.near, self._folder / "pictures")
             commands[variant.id] = str(pictures.cases[0].command.with_options(teacache=choice.setting))
-        about = f"{variant.provenance.recipe}. {variant.provenance.notes}"
+        about = f"{variant.provenance.recipe}. {variant.provenance.notes}" + (f"\n{SECONDS}" if pictures.rows else "")
         text = report.html(f"Calibration of {variant.id}", about, pictures.rows, drawn, shown, commands)
         files.write(self._folder / "report.html", text)
 
@@ -210,7 +212,7 @@ class Calibration:
 
     def _origin(self) -> dict[str, str]:
         """What all generations of one calibration have in common."""
-        return {"variant": self._facts["id"], "command": shlex.join(self._plan.command), "mflux": version("mflux")}
+        return {"variant": self._facts["id"], "command": str(self._plan.command), "mflux": version("mflux")}
 
     def _is_recorded(self, prompt: str, seed: int) -> bool:
         """Whether this generation is on disk. Raises TraceError if a file of another run is."""

@@ -8,7 +8,7 @@ import contextlib
 import os
 import sys
 from argparse import Namespace
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from mflux_teacache_plugin.errors import SettingsError, TeaCacheError, Unsupport
 from mflux_teacache_plugin.host import command
 from mflux_teacache_plugin.host.specs import hookimpl
 from mflux_teacache_plugin.host.watch import Watch
+from mflux_teacache_plugin.measure.runs import Command
 from mflux_teacache_plugin.variants.catalog import Catalog, Match
 
 #: Called before weights load, with adapter, match, ModelConfig and source; raises what stands in the way.
@@ -37,12 +38,17 @@ class Model:
         adapter: how its calls are reached.
     """
 
-    def __init__(self, pipeline: Any, adapter: Adapter) -> None:
+    def __init__(self, pipeline: Any, adapter: Adapter, generate: Callable[..., Any], asked: dict[str, Any]) -> None:
+        """`asked` are the arguments of the command's call of `generate`, the pipeline's own generate_image."""
         self.pipeline = pipeline
         self.adapter = adapter
-        self._generate: Callable[..., Any] = pipeline.generate_image
-        self._asked: dict[str, Any] = {}
+        self._generate = generate
+        self._asked = asked
         self._prompt: str | None = None
+        # the command's own callbacks free the text encoder after the first prompt, save intermediate steps, and so on
+        for name in ("before_loop", "in_loop", "after_loop", "interrupt"):
+            callbacks = getattr(pipeline.callbacks, name)
+            callbacks[:] = [callback for callback in callbacks if isinstance(callback, Watch)]
 
     def generate(self, prompt: str, seed: int, **changes: Any) -> Any:
         """A picture as the command would make it, of another prompt and seed; `changes` such as num_inference_steps.
@@ -66,15 +72,6 @@ class Model:
     def steps(self) -> int | None:
         """So many steps the command asks for, if it says so."""
         return self._asked.get("num_inference_steps")
-
-    def begin(self, asked: dict[str, Any]) -> None:
-        """Take over from the command: its arguments are known, and its callbacks are registered."""
-        object.__setattr__(self.pipeline, "generate_image", self._generate)
-        self._asked = asked
-        # mflux's own free the text encoder after the first prompt, save intermediate steps, and so on
-        for name in ("before_loop", "in_loop", "after_loop", "interrupt"):
-            callbacks = getattr(self.pipeline.callbacks, name)
-            callbacks[:] = [callback for callback in callbacks if isinstance(callback, Watch)]
 
 
 class _Listener:
@@ -113,12 +110,12 @@ class _Listener:
     def mflux_model_loaded(self, model: Any) -> None:
         if self._adapter is None:
             return
-        found = Model(model, self._adapter)
+        adapter, generate = self._adapter, model.generate_image
 
         def generate_image(**asked: Any) -> Any:
-            found.begin(asked)
+            object.__setattr__(model, "generate_image", generate)
             with _leaving():
-                self._job(found)
+                self._job(Model(model, adapter, generate, asked))
             raise command.Leave
 
         object.__setattr__(model, "generate_image", generate_image)
@@ -132,33 +129,29 @@ def _leaving() -> Iterator[None]:
         raise command.Leave from error
 
 
-def run(words: Sequence[str], files: Catalog, check: Check, job: Callable[[Model], None]) -> None:
+def run(wanted: Command, files: Catalog, check: Check, job: Callable[[Model], None]) -> None:
     """Run a command up to its first picture, do `job` with its model, and leave it.
 
     Args:
-        words: the program's name and its options; the prompt may be missing.
+        wanted: the command; the prompt may be missing.
         files: the coefficient files that the model is looked up in.
 
     Raises:
-        SettingsError: there is no such command, or it ended without asking for a picture.
+        SettingsError: the command ended without asking for a picture.
         UnsupportedModelError: the command's pipeline has no adapter.
         SystemExit: mflux's parser refused the options.
     """
-    found = command.find(words[0]) if words else None
-    if found is None:
-        raise SettingsError(
-            f"{words[0]} is not an mflux command" if words else "there is no command to calibrate",
-            hint="write it after --, such as: mflux-teacache calibrate -- mflux-generate --model dev --steps 25",
-        )
-    prompted = any(word.split("=")[0] in ("--prompt", "--prompt-file", "--instruction") for word in words)
-    _startup.activate(f"mflux-teacache calibrate {found.name}")
+    found = command.find(wanted.name)
+    assert found is not None  # `Command.of` looked
+    prompted = any(word.split("=")[0] in ("--prompt", "--prompt-file", "--instruction") for word in wanted.options)
+    options = wanted.options if prompted else (*wanted.options, "--prompt", "calibration")
+    _startup.activate(f"mflux-teacache calibrate {wanted.name}")
     if not _startup.state()["activated"]:
         why = _startup.state()["why"]
         raise SettingsError("the plugin is switched off", cause=why, hint="see mflux-teacache doctor")
     ambient = os.environ.pop(settings.ENVIRONMENT, None)
     try:
         with contextlib.redirect_stdout(sys.stderr):
-            options = [*words[1:], *([] if prompted else ["--prompt", "calibration"])]
             command.run(found, options, _Listener(files, check, job))
     except command.Leave as left:
         if left.__cause__ is not None:
@@ -167,4 +160,4 @@ def run(words: Sequence[str], files: Catalog, check: Check, job: Callable[[Model
     finally:
         if ambient is not None:
             os.environ[settings.ENVIRONMENT] = ambient
-    raise SettingsError(f"{found.name} ended without asking for a picture", hint="run it once by itself")
+    raise SettingsError(f"{wanted.name} ended without asking for a picture", hint="run it once by itself")

@@ -100,55 +100,45 @@ def _traces(name: str, data: Mapping[str, Any]) -> tuple[Trace, ...]:
     """The generations of a file of this name. Raises ValueError, with the key."""
     if not isinstance(data.get("variant"), str) or not data["variant"]:
         raise ValueError("variant: expected the id of a variant")
-    wanted = _rows("output_change", data.get("output_change"))
-    count, changes = len(wanted), len(wanted[0][1])
-    outputs = [_numbers(key, row, changes) for key, row in wanted]
-    if changes + 1 < FEWEST_STEPS:
-        raise ValueError(f"output_change: {changes + 1} steps tell nothing, {FEWEST_STEPS} or more do")
-    sigma = _numbers("sigma", data.get("sigma"), changes + 1)
+    outputs = _numbers("output_change", data.get("output_change"))
+    if outputs.ndim != 2 or outputs.shape[1] + 1 < FEWEST_STEPS:
+        raise ValueError(f"output_change: expected a row for each generation, of {FEWEST_STEPS} steps or more")
+    count, changes = outputs.shape
+    sigma = _numbers("sigma", data.get("sigma"), (changes + 1,))
     if not ((np.diff(sigma) < 0).all() and sigma[0] <= 1):
         raise ValueError("sigma: expected falling numbers within [0, 1]")
-
-    def rows(key: str) -> Sequence[np.ndarray | None]:
-        return (
-            [_numbers(each, row, changes) for each, row in _rows(key, data[key], count)]
-            if key in data
-            else [None] * count
+    optional = {
+        key: _numbers(key, data[key], (count, changes)) if key in data else [None] * count
+        for key in ("signal_change", "prediction_change")
+    }
+    listed = data.get("branches", [[]] * count)
+    usual = isinstance(listed, list) and len(listed) == count and all(isinstance(row, list) for row in listed)
+    if not usual or not all(isinstance(branch, dict) for row in listed for branch in row):
+        raise ValueError(f"branches: expected {count} lists of objects, one for each generation")
+    branches = [
+        tuple(
+            {kind: _numbers(f"branches.{kind}", branch[kind], (changes,)) for kind in CHANGES if kind in branch}
+            for branch in row
         )
-
-    branches: list[list[dict[str, np.ndarray]]] = [[]] * count
-    if "branches" in data:
-        branches = [
-            [
-                {kind: _numbers(f"{each}.{kind}", branch[kind], changes) for kind in CHANGES if kind in branch}
-                for each, branch in _rows(key, row, kind=dict)
-            ]
-            for key, row in _rows("branches", data["branches"], count)
-        ]
+        for row in listed
+    ]
     recipe = {key: value for key, value in data.items() if key not in _MEASURED}
     named = isinstance(data.get("prompt"), str) and count == 1
-    columns = zip(rows("signal_change"), outputs, rows("prediction_change"), branches, strict=True)
+    columns = zip(optional["signal_change"], outputs, optional["prediction_change"], branches, strict=True)
     return tuple(
-        Trace(
-            data["prompt"] if named else f"{name}, row {number}", sigma, signal, output, prediction, tuple(each), recipe
-        )
-        for number, (signal, output, prediction, each) in enumerate(columns, start=1)
+        Trace(data["prompt"] if named else f"{name}, row {number}", sigma, *changed, recipe)
+        for number, changed in enumerate(columns, start=1)
     )
 
 
-def _rows(key: str, value: Any, count: int | None = None, kind: type = list) -> list[tuple[str, Any]]:
-    """`value` as one or more lists (or objects), each with the key that names it."""
-    if not isinstance(value, list) or not value or not all(isinstance(row, kind) for row in value):
-        raise ValueError(f"{key}: expected a list of {'lists' if kind is list else 'objects'}")
-    if count is not None and len(value) != count:
-        raise ValueError(f"{key}: {len(value)} rows, where output_change has {count}")
-    return [(f"{key}[{index}]", row) for index, row in enumerate(value)]
-
-
-def _numbers(key: str, value: Any, length: int) -> np.ndarray:
-    """(length,); finite and at least 0."""
-    if not isinstance(value, list) or not all(type(each) in (int, float) and 0 <= each < 1e300 for each in value):
-        raise ValueError(f"{key}: expected a list of finite numbers, none below 0")
-    if len(value) != length:
-        raise ValueError(f"{key}: expected {length} numbers, got {len(value)}")
-    return np.array(value, dtype=float)
+def _numbers(key: str, value: Any, shape: tuple[int, ...] | None = None) -> np.ndarray:
+    """An array of finite numbers of at least 0."""
+    try:
+        found = np.array(value, dtype=float)
+    except (ValueError, TypeError, OverflowError):
+        raise ValueError(f"{key}: expected numbers, in rows of one length") from None
+    if not (np.isfinite(found).all() and (found >= 0).all()):
+        raise ValueError(f"{key}: expected finite numbers, none below 0")
+    if shape is not None and found.shape != shape:
+        raise ValueError(f"{key}: expected {shape} numbers, got {found.shape}")
+    return found

@@ -5,6 +5,7 @@ were held out, and write a coefficient file with a report. The same command agai
 import argparse
 import dataclasses
 from argparse import ArgumentTypeError
+from collections.abc import Callable
 from importlib.resources import files as resources
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from mflux_teacache_plugin.calibration.stages import Calibration, Outcome, Plan
 from mflux_teacache_plugin.cli import output
 from mflux_teacache_plugin.errors import SettingsError
 from mflux_teacache_plugin.measure import metrics, results
+from mflux_teacache_plugin.measure.runs import Command
 
 #: Prompts on which settings are tried, out of ten; at least one.
 HELD_OUT = 3
@@ -30,13 +32,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add = parser.add_argument
     add("--prompts", type=Path, metavar="FILE", help="one prompt a line; default: ten of its own")
-    add("--seeds", type=_count, default=1, metavar="N", help="generations of each prompt; default: 1")
+    add("--seeds", type=_number(int, 100), default=1, metavar="N", help="generations of each prompt; default: 1")
     told = "prompts to try settings on, the last ones; default: 3 of 10; 0: none"
     add("--held-out", type=int, metavar="N", help=told)
     told = "what to try, as --teacache takes it; default: what suits the fit"
     add("--settings", nargs="+", metavar="VALUE", help=told)
     told = "what a recommended setting must reach; default: 0.97"
-    add("--target-ssim", type=_share, default=0.97, metavar="X", help=told)
+    add("--target-ssim", type=_number(float, 1), default=0.97, metavar="X", help=told)
     add("--output", type=Path, metavar="FOLDER", help="for the coefficient file; default: your own files'")
     told = "for traces, pictures and report; default: calibration-<id> here"
     add("--folder", type=Path, metavar="FOLDER", help=told)
@@ -46,10 +48,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    words = args.command[1:] if args.command[:1] == ["--"] else args.command
+    command = Command.of(args.command)
     metrics.require()
     prompts = read_prompts(args.prompts)
-    if args.prompts is None and demo_model.NAME in words:  # it knows nothing of general prompts
+    if args.prompts is None and demo_model.NAME in command.options:  # it knows nothing of general prompts
         prompts = tuple(each["prompt"] for each in demo_model.prompts("calibration")) or prompts
     held_out = max(1, round(len(prompts) * HELD_OUT / 10)) if args.held_out is None else args.held_out
     if not 0 <= held_out <= len(prompts) - 2:
@@ -61,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
         check_setting(setting)
     catalog = choose.catalog()
     plan = Plan(
-        command=tuple(words),
+        command=command,
         prompts=prompts[: len(prompts) - held_out],
         held_out=prompts[len(prompts) - held_out :],
         seeds=args.seeds,
@@ -107,20 +109,20 @@ def check_setting(setting: str) -> None:
         raise SettingsError(f"--settings: {error}", hint="try 0.2 1.5x 2x") from None
 
 
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise ArgumentTypeError(f"'{text}' is not a whole number of at least 1")
-    return int(text)
+def _number(kind: type[int] | type[float], most: float) -> Callable[[str], float]:
+    """What makes a number above 0 and at most `most` of an option's text."""
+    what = "a whole number" if kind is int else "a number"
 
+    def number(text: str) -> float:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = kind(0)
+        if not 0 < value <= most:
+            raise ArgumentTypeError(f"'{text}' is not {what} above 0 and at most {most:g}")
+        return value
 
-def _share(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 < value <= 1:
-        raise ArgumentTypeError(f"'{text}' is not above 0 and at most 1; try 0.97")
-    return value
+    return number
 
 
 def _print(outcome: Outcome, format: str) -> None:
