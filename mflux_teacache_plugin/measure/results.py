@@ -160,15 +160,15 @@ def verdict(of_group: Sequence[Row]) -> str:
     """What a reader takes home of one group."""
     row = best(of_group)
     if row is None:
-        return "no setting keeps its pictures and beats plain mflux with as many steps"
+        return "No setting keeps its pictures and beats plain mflux with as many steps."
     return (
-        f"{row.setting} is the fastest that keeps the worst picture at SSIM {FINAL:g} or above and beats plain mflux with as "
-        f"many steps: {row.speedup:.2f}x, {row.gain:.1f} dB nearer"
+        f"The fastest setting that keeps the worst picture at SSIM {FINAL:g} or above and beats plain mflux with as many steps "
+        f"is {row.setting}: {row.speedup:.2f}x as fast, {row.gain:.1f} dB nearer."
     )
 
 
 #: Columns of the terminal's and the report's table. `results.json` has more.
-HEAD = ("SETTING", "ADVICE", "SPEED-UP", "COMPUTED", "SECONDS", "SSIM", "WORST", "PSNR dB", "MEMORY GB")
+HEAD = ("SETTING", "ADVICE", "SPEED-UP", "COMPUTED", "SECONDS", "SSIM", "WORST SSIM", "PSNR dB", "MEMORY GB")
 
 
 def cells(row: Row) -> list[list[str]]:
