@@ -92,7 +92,7 @@ def gather(rows: Sequence[Any]) -> list[Any] | None:
 
 
 def share(value: Any) -> Any:
-    """Rank 0's `value`, any JSON value, on every rank. All ranks have to come; what the others give is not looked at."""
+    """Rank 0's `value`, any JSON value, on every rank. All ranks have to come; what the others give does not count."""
     return _every(value if leads() else None)[0]
 
 
