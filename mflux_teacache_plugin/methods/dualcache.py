@@ -17,7 +17,7 @@ from mflux_teacache_plugin.caching.block_cache import BlockCache
 from mflux_teacache_plugin.caching.gate import Change, Verdict
 from mflux_teacache_plugin.caching.stats import Generation
 from mflux_teacache_plugin.errors import SettingsError
-from mflux_teacache_plugin.methods.method import Method, Setup, finite, plain, whole
+from mflux_teacache_plugin.methods.method import Method, Setup, finite, plain, to_float, whole
 
 if TYPE_CHECKING:
     from mflux_teacache_plugin.variants import Variant
@@ -100,6 +100,13 @@ class DualCacheGate:
             return Verdict(skip=True, reason="below the threshold", accumulated=self._sum)
         return Verdict(skip=False, reason="threshold reached", accumulated=self._sum)
 
+
+#: Its own option beside `--teacache dualcache:SETTING`: what stands for its value, and its help.
+OPTION = (
+    "PRESET",
+    "Run the first blocks of each step, and skip the others where those changed little. PRESET is aggressive, "
+    "conservative, or settings such as F=8,B=0,rdt=0.08 (see docs/options.md).",
+)
 
 _SPREAD = {"min": 0.0, "25 %": 0.25, "50 %": 0.5, "75 %": 0.75, "max": 1.0}  # quantiles
 
@@ -218,7 +225,6 @@ def _value(name: str, text: str) -> float | int | bool:
         return text.lower() == "true"
     if name in _LEAST:
         return whole(name, text, _LEAST[name])
-    value = finite(name, text)
-    if name == "rdt" and not 0 < value < 1:
+    if name == "rdt" and not 0 < to_float(text) < 1:
         raise ArgumentTypeError(f"rdt={text} is not between 0 and 1; try 0.08")
-    return value
+    return finite(name, text)
