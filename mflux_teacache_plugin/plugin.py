@@ -2,6 +2,7 @@
 
 import os
 import sys
+import traceback
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Iterable, Mapping, MutableMapping
 from dataclasses import dataclass
@@ -63,7 +64,7 @@ def impossible(wanted: Settings, parser: ArgumentParser, error: TeaCacheError) -
 def refuse(parser: ArgumentParser, error: TeaCacheError) -> NoReturn:
     """A usage error: the message on stderr, exit code 2."""
     if faults.debugging():
-        raise error
+        traceback.print_exception(error)
     parser.exit(2, f"{error}\n")
 
 

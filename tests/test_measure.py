@@ -175,9 +175,12 @@ def test_compare_writes_everything_and_prints_a_table(run, tmp_path) -> None:
     out = tmp_path / "out"
     code, text, err = run("compare", "--settings", "off", "0.1", "0.3", "0.1", "--out", out, "--", *COMMAND)
     assert code == 0, err
-    *table, empty, verdict = text.splitlines()[1:]
+    *table, empty, verdict = text.splitlines()[3:]
     ways = [re.split(r"\s{2,}", line.strip())[0] for line in table]
-    assert (empty, verdict) == ("", "no setting keeps its pictures and beats plain mflux with as many steps")
+    assert (empty, verdict.partition(": ")[2]) == (
+        "",
+        "No setting keeps its pictures and beats plain mflux with as many steps.",
+    )
     assert ways == ["off", "0.1", "plain, as many", "0.3", "plain, as many"]
     assert "report: " in err and str(out / "report.html") in err
     pictures = {f"42-{way}.png" for way in ("plain-10-steps", "plain-8-steps", "plain-5-steps", "0.1", "0.3")}
@@ -378,7 +381,7 @@ def test_bench_writes_everything_and_prints_a_table(run, tmp_path, a_suite) -> N
     code, text, err = run("bench", a_suite(), "--out", out)
     assert code == 0, err
     assert "\ndev, 10 steps\nSETTING" in text and "\ndev, 4 bits, 10 steps\nSETTING" in text
-    assert "dev, 10 steps: no setting keeps its pictures and beats plain mflux with as many steps" in text
+    assert "dev, 10 steps: No setting keeps its pictures and beats plain mflux with as many steps" in text
     made = {"comparison-1.png", "comparison-2.png", "frontier.png", "sizes.png", "report.html"}
     assert {path.name for path in out.iterdir()} == made | {"pictures", "results.json", "runs.jsonl"}
     found = json.loads((out / "results.json").read_text())

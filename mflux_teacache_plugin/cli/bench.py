@@ -10,7 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from mflux_teacache_plugin.cli import output
-from mflux_teacache_plugin.measure import files, metrics, results, runs, series, shards, suite
+from mflux_teacache_plugin.measure import metrics, runs, series, shards, suite
 from mflux_teacache_plugin.measure.ledger import Ledger
 from mflux_teacache_plugin.measure.series import Case, Shot
 from mflux_teacache_plugin.measure.suite import Suite
@@ -56,7 +56,19 @@ def bench(args: argparse.Namespace, wanted: Suite, out: Path) -> int:
         shards.wait()  # until all is merged
         ledger.close()
     if merged is not None:
-        _tell(args, wanted, cases, shots, out, ledger.found)
+        from mflux_teacache_plugin.measure import report  # matplotlib takes its time
+
+        about = (
+            f"{wanted.source} Medians of {wanted.repetitions} repetitions, means over {len(cases)} pictures.".strip()
+        )
+        facts = {"suite": asdict(wanted)}
+        rows, table = report.conclude(wanted.title, about, facts, cases, shots, pictures, out)
+        output.print_findings(rows, table, args.format)
+        if ledger.found:
+            print(
+                f"{ledger.found} of {len(shots)} runs were there already; --fresh measures them again", file=sys.stderr
+            )
+        print(f"report: {out / 'report.html'}; figures: {out / 'results.json'}", file=sys.stderr)
     return 0
 
 
@@ -79,30 +91,3 @@ def _measure(wanted: Suite, items: Sequence[tuple[int, Case]], ledger: Ledger, p
 
 def _is_missing(ledger: Ledger, case: Case, repetition: int) -> bool:
     return any(ledger.find(case, setting, case.steps, repetition) is None for setting in (OFF, *case.settings))
-
-
-def _tell(
-    args: argparse.Namespace, wanted: Suite, cases: Sequence[Case], shots: Sequence[Shot], out: Path, found: int
-) -> None:
-    """Write and print everything."""
-    pictures = out / "pictures"
-    near = series.similarities(shots, cases, pictures)
-    whole = {case.name: case.whole for case in cases if case.whole}
-    rows = results.rows(cases, shots, near, series.similarities(shots, cases, pictures, whole))
-    table = {"suite": asdict(wanted), **results.as_table(cases, shots, near, rows)}
-    files.write(out / "results.json", files.as_json(table))
-    from mflux_teacache_plugin.measure import report  # matplotlib takes its time
-
-    about = f"{wanted.source} Medians of {wanted.repetitions} repetitions, means over {len(cases)} pictures.".strip()
-    report.write(wanted.title, about, cases, shots, near, rows, pictures, out)
-    if args.format == "json":
-        output.print_json(table)
-    else:
-        groups = results.by_group(rows)
-        for group, of_group in groups.items():
-            print(f"\n{group}")
-            output.print_table(results.HEAD, [line for row in of_group for line in results.cells(row)])
-        print(*("", *(f"{group}: {results.verdict(of_group)}" for group, of_group in groups.items())), sep="\n")
-    if found:
-        print(f"{found} of {len(shots)} runs were there already; --fresh measures them again", file=sys.stderr)
-    print(f"report: {out / 'report.html'}; figures: {out / 'results.json'}", file=sys.stderr)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from mflux_teacache_plugin.cli import output
 from mflux_teacache_plugin.errors import SettingsError
-from mflux_teacache_plugin.measure import files, metrics, results, runs, series, shards
+from mflux_teacache_plugin.measure import files, metrics, runs, series, shards
 from mflux_teacache_plugin.measure.series import Case
 from mflux_teacache_plugin.methods import OFF
 
@@ -48,20 +48,11 @@ def run(args: argparse.Namespace) -> int:
         case = _case(command, settings)
         with series.progress(case.most_shots) as counted:
             shots = series.one_round(case, 0, counted(series.maker(stage)))
-        near = series.similarities(shots, [case], stage)
-        rows = results.rows([case], shots, near)
-        found = {"command": str(command), **results.as_table([case], shots, near, rows)}
-        files.write(stage / "results.json", files.as_json(found))
         from mflux_teacache_plugin.measure import report  # matplotlib takes its time
 
-        report.write(
-            case.prompt, f"One picture of {command.name}, seed {case.seed}.", [case], shots, near, rows, stage, stage
-        )
-    if args.format == "json":
-        output.print_json(found)
-    else:
-        output.print_table(results.HEAD, [line for row in rows for line in results.cells(row)])
-        print(f"\n{results.verdict(rows)}")
+        about, facts = f"One picture of {command.name}, seed {case.seed}.", {"command": str(command)}
+        rows, table = report.conclude(case.prompt, about, facts, [case], shots, stage, stage)
+    output.print_findings(rows, table, args.format)
     print(f"report: {args.out / 'report.html'}; pictures: {args.out / 'comparison.png'}", file=sys.stderr)
     return 0
 

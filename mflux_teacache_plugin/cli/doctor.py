@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    findings = list(look())
+    findings = list(examine())
     if args.format == "json":
         output.print_json([dataclasses.asdict(finding) for finding in findings])
     else:
@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
     return int(any(finding.status == PROBLEM for finding in findings))
 
 
-def look() -> Iterator[Finding]:
+def examine() -> Iterator[Finding]:
     """All findings, in the order of a run: versions, start-up, patch points, plugins, files, conflicts."""
     yield Finding(OK, "python", platform.python_version())
     yield from _versions()
@@ -72,9 +72,8 @@ def _versions() -> Iterator[Finding]:
         yield Finding(PROBLEM, "mflux", "not installed", "pip install mflux")
         return
     low, high = TESTED_MFLUX
-    tested = low <= tuple(int(part) for part in found.split(".")[:2]) < high
     range_ = f">={low[0]}.{low[1]},<{high[0]}.{high[1]}"
-    if tested:
+    if low <= tuple(int(part) for part in found.split(".")[:2]) < high:
         yield Finding(OK, "mflux", f"{found} (tested: {range_})")
     else:
         yield Finding(PROBLEM, "mflux", f"{found} is not among the tested {range_}", f'pip install "mflux{range_}"')

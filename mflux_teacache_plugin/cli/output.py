@@ -4,6 +4,7 @@ import argparse
 from collections.abc import Sequence
 from typing import Any
 
+from mflux_teacache_plugin.measure import results
 from mflux_teacache_plugin.measure.files import as_json
 
 
@@ -22,6 +23,18 @@ def print_table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
     widths = [max(len(row[column]) for row in cells) for column in range(len(head))]
     for row in cells:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def print_findings(rows: Sequence[results.Row], table: dict[str, Any], format: str) -> None:
+    """What was measured: `table` as JSON, or a table and a verdict for each group."""
+    if format == "json":
+        print_json(table)
+        return
+    groups = results.by_group(rows)
+    for group, of_group in groups.items():
+        print(f"\n{group}")
+        print_table(results.HEAD, [line for row in of_group for line in results.cells(row)])
+    print(*("", *(f"{group}: {results.verdict(of_group)}" for group, of_group in groups.items())), sep="\n")
 
 
 def _cell(value: Any) -> str:

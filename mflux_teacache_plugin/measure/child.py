@@ -48,7 +48,7 @@ def check(name: str, *options: str) -> None:
 def _found(name: str) -> EntryPoint:
     _startup.activate("mflux-teacache measures")
     found = command.find(name)
-    assert found is not None, "`runs.Command.of` looked"
+    assert found is not None, "`runs.Command.of` knows it"
     return found
 
 

@@ -18,13 +18,8 @@ SAME_PSNR = 99.0
 
 @dataclass(frozen=True)
 class Similarity:
-    """One picture against its reference.
-
-    Attributes:
-        ssim: structural similarity, the mean of the three colours; 1 is the same.
-        psnr: peak signal-to-noise ratio in dB; infinite is the same.
-        lpips: learned distance (AlexNet); 0 is the same. None without torch.
-    """
+    """One picture against its reference: SSIM (1 is the same), PSNR in dB (infinite is the same), and the learned distance
+    LPIPS (AlexNet; 0 is the same, None without torch)."""
 
     ssim: float
     psnr: float

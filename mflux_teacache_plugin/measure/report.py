@@ -9,11 +9,12 @@ import io
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.resources import files as resources
 from pathlib import Path
+from typing import Any
 
 import jinja2
 from PIL import Image
 
-from mflux_teacache_plugin.measure import files, machine, plots, results
+from mflux_teacache_plugin.measure import files, machine, plots, results, series
 from mflux_teacache_plugin.measure.metrics import Similarity
 from mflux_teacache_plugin.measure.plots import Tile
 from mflux_teacache_plugin.measure.results import Row
@@ -26,20 +27,42 @@ LONGEST = 768
 Lines = list[tuple[str, list[Tile]]]
 
 
+def conclude(
+    title: str,
+    about: str,
+    facts: dict[str, Any],
+    cases: Sequence[Case],
+    shots: Sequence[Shot],
+    pictures: Path,
+    out: Path,
+) -> tuple[list[Row], dict[str, Any]]:
+    """Compare the pictures in the folder `pictures`, and write everything to `out`; the rows, and what results.json holds.
+
+    Args:
+        facts: come first in results.json.
+    """
+    near = series.similarities(shots, cases, pictures)
+    whole = series.similarities(shots, cases, pictures, {case.name: case.whole for case in cases if case.whole})
+    rows = results.rows(cases, shots, near, whole)
+    table = {**facts, **results.as_table(cases, shots, near, rows)}
+    files.write(out / "results.json", files.as_json(table))
+    write(title, about, cases, shots, near, rows, pictures, out)
+    return rows, table
+
+
 def lines(cases: Sequence[Case], shots: Sequence[Shot], near: Mapping[str, Similarity], folder: Path) -> Lines:
     """For each case and setting a line: prompt and setting, and tiles: plain, the setting, plain with as many steps."""
     first = {(shot.case, shot.setting, shot.steps): shot for shot in shots if shot.repetition == 0}
-
-    def tile(title: str, shot: Shot, is_reference: bool = False) -> Tile:
-        measured = None if is_reference else near[shot.file]
-        return Tile(title, folder / shot.file, shot.run.computed, shot.run.seconds, measured)
-
     found: Lines = []
     for case in cases:
         plain = first[case.name, OFF, case.steps]
         for shot in [each for each in first.values() if each.case == case.name and each.setting != OFF]:
             fewer = first[case.name, OFF, shot.run.fewer]
-            tiles = [tile("plain", plain, True), tile(shot.setting, shot), tile("plain, fewer steps", fewer)]
+            ways = (("plain", plain), (shot.setting, shot), ("plain, fewer steps", fewer))
+            tiles = [
+                Tile(title, folder / each.file, each.run.computed, each.run.seconds, near[each.file] if place else None)
+                for place, (title, each) in enumerate(ways)
+            ]
             found.append((f"{case.prompt}\n{shot.setting}", tiles))
     return found
 
@@ -89,16 +112,7 @@ def html(
     pictures: Sequence[tuple[str, Sequence[Tile]]],
     commands: Mapping[str, str] | None = None,
 ) -> str:
-    """The report's text.
-
-    Args:
-        title: its heading.
-        about: what was run, in a paragraph.
-        rows: one table for each group.
-        charts: picture files, shown at their full size.
-        pictures: lines of pictures, each with a heading.
-        commands: of a group, what makes such a picture, to copy.
-    """
+    """The report's text: a table for each group of rows, with the group's command to copy; charts; lines of pictures."""
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     template = environment.from_string(resources(__package__).joinpath("report.html").read_text(encoding="utf-8"))
     groups = [

@@ -43,11 +43,11 @@ class Row:
         setting: off for plain mflux, which all others of the group are measured against.
         skipped: share of the loop's steps that were not computed.
         speedup: of the denoising loop, achieved; `ideal` is what the computed steps alone would give.
-        quality: None for plain mflux, which is the reference.
-        fewer, fewer_quality, fewer_speedup: plain mflux with as many steps as were computed.
         whole: the group of the whole model, if this one is quantized and the suite has both.
         whole_quality: against plain pictures of the whole model; None where there are none.
         advice: in words.
+        quality: None for plain mflux, which is the reference.
+        fewer, fewer_quality, fewer_speedup: plain mflux with as many steps as were computed.
     """
 
     group: str
@@ -57,13 +57,13 @@ class Row:
     skipped: float
     speedup: float
     ideal: float
-    quality: Summary | None
-    fewer: Cost | None
-    fewer_quality: Summary | None
-    fewer_speedup: float | None
     whole: str | None
     whole_quality: Summary | None
-    advice: str
+    advice: str = "the reference"
+    quality: Summary | None = None
+    fewer: Cost | None = None
+    fewer_quality: Summary | None = None
+    fewer_speedup: float | None = None
 
     @property
     def gain(self) -> float:
@@ -95,25 +95,16 @@ def rows(
         cached = [made[case.name, setting, case.steps] for case in of_group]
         fewer = [made[case.name, OFF, each[0].run.fewer] for case, each in zip(of_group, cached, strict=True)]
         full, cost, other = map(_cost, (plain, cached, fewer))
-        quality, other_quality = (summarize([near[each[0].file] for each in way]) for way in (cached, fewer))
         skipped, speedup = 1 - cost.computed / full.computed, full.seconds / max(cost.seconds, 1e-9)
-        whole = group_of.get(of_group[0].whole)
-        is_plain = setting == OFF
+        ideal, whole = full.computed / cost.computed, group_of.get(of_group[0].whole)
+        against = summarize([(near_whole or {})[each[0].file] for each in cached]) if whole else None
+        common = (of_group[0].group, setting, cached[0][0].steps, cost, skipped, speedup, ideal, whole, against)
+        if setting == OFF:
+            return Row(*common)
+        quality, other_quality = (summarize([near[each[0].file] for each in way]) for way in (cached, fewer))
+        other_speedup = full.seconds / max(other.seconds, 1e-9)
         return Row(
-            of_group[0].group,
-            setting,
-            cached[0][0].steps,
-            cost,
-            skipped,
-            speedup,
-            full.computed / cost.computed,
-            quality=None if is_plain else quality,
-            fewer=None if is_plain else other,
-            fewer_quality=None if is_plain else other_quality,
-            fewer_speedup=None if is_plain else full.seconds / max(other.seconds, 1e-9),
-            whole=whole,
-            whole_quality=summarize([(near_whole or {})[each[0].file] for each in cached]) if whole else None,
-            advice="the reference" if is_plain else _advice(skipped, speedup, quality, other_quality),
+            *common, _advice(skipped, speedup, quality, other_quality), quality, other, other_quality, other_speedup
         )
 
     groups = [[case for case in cases if case.group == group] for group in dict.fromkeys(group_of.values())]
@@ -160,15 +151,15 @@ def verdict(of_group: Sequence[Row]) -> str:
     """What a reader takes home of one group."""
     row = best(of_group)
     if row is None:
-        return "no setting keeps its pictures and beats plain mflux with as many steps"
+        return "No setting keeps its pictures and beats plain mflux with as many steps."
     return (
-        f"{row.setting} is the fastest that keeps the worst picture at SSIM {FINAL:g} or above and beats plain mflux with as "
-        f"many steps: {row.speedup:.2f}x, {row.gain:.1f} dB nearer"
+        f"The fastest setting that keeps the worst picture at SSIM {FINAL:g} or above and beats plain mflux with as many steps "
+        f"is {row.setting}: {row.speedup:.2f}x as fast, {row.gain:.1f} dB nearer."
     )
 
 
 #: Columns of the terminal's and the report's table. `results.json` has more.
-HEAD = ("SETTING", "ADVICE", "SPEED-UP", "COMPUTED", "SECONDS", "SSIM", "WORST", "PSNR dB", "MEMORY GB")
+HEAD = ("SETTING", "ADVICE", "SPEED-UP", "COMPUTED", "SECONDS", "SSIM", "WORST SSIM", "PSNR dB", "MEMORY GB")
 
 
 def cells(row: Row) -> list[list[str]]:
@@ -189,10 +180,12 @@ def as_table(
     cases: Sequence[Case], shots: Sequence[Shot], near: Mapping[str, Similarity], found: Sequence[Row]
 ) -> dict[str, Any]:
     """Everything that was found, for a JSON file: the machine, the rows, and each run with its picture's nearness."""
-    made = []
-    for shot in shots:
-        of_run = asdict(shot.run) | (asdict(near[shot.file]) if shot.repetition == 0 else {})
-        made.append({name: value for name, value in vars(shot).items() if name != "run"} | of_run)
+    made = [
+        {**vars(shot), **asdict(shot.run), **(asdict(near[shot.file]) if shot.repetition == 0 else {})}
+        for shot in shots
+    ]
+    for each in made:
+        del each["run"]
     return {
         "machine": machine.describe(),
         "rows": [flat(row) for row in found],

@@ -1,22 +1,4 @@
-"""A suite: which pictures a bench makes, as a TOML file.
-
-title = "What it is for"
-source = "where its prompts come from"         # may be left out, as all that has a default
-prompts = ["a red apple", "a mountain"]
-seeds = [42, 43]
-paired_seeds = true                            # the first seed for the first prompt …; otherwise each for each
-settings = ["0.2", "2x"]                       # what --teacache takes; plain mflux is always made
-repetitions = 3
-warm_up = 1
-
-[[recipes]]                                    # every combination of its lists
-command = "mflux-generate"
-models = ["dev"]
-steps = [25]
-guidance = [3.5]
-quantizations = ["none", 4]
-size = [1024, 1024]
-"""
+"""A suite: which pictures a bench makes, as a TOML file. docs/measuring.md shows one; the dataclasses are its schema."""
 
 import itertools
 import math
@@ -31,7 +13,7 @@ from typing import Any
 
 from mflux_teacache_plugin import checks
 from mflux_teacache_plugin.checks import Problems, check_table, key_field, read_toml, show
-from mflux_teacache_plugin.errors import SettingsError, TeaCacheError
+from mflux_teacache_plugin.errors import TeaCacheError
 from mflux_teacache_plugin.measure import runs
 from mflux_teacache_plugin.measure.runs import Command
 from mflux_teacache_plugin.measure.series import Case
@@ -80,15 +62,11 @@ def _size(problems: Problems, key: str, value: object) -> tuple[int, ...]:
     return ()
 
 
-def _command(text: str) -> Command:
-    return Command.of(shlex.split(text))
-
-
 @dataclass(frozen=True)
 class Recipe:
     """Pictures of one image command: every combination of models, quantizations, steps and guidance."""
 
-    command: Command = key_field(_text_of(_command), 'command = "mflux-generate"')  # noqa: RUF009 - a field, as all
+    command: Command = key_field(_text_of(lambda text: Command.of(shlex.split(text))), 'command = "mflux-generate"')  # noqa: RUF009 - a field, as all
     models: tuple[str, ...] = key_field(checks.many(checks.text), 'models = ["dev"]')
     steps: tuple[int, ...] = key_field(checks.many(checks.count), "steps = [25]")
     guidance: tuple[float | None, ...] = key_field(checks.many(checks.number), "guidance = [3.5]", default=(None,))
@@ -103,7 +81,7 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Suite:
-    """What a bench makes; the module's docstring shows the file."""
+    """What a bench makes."""
 
     title: str = key_field(checks.text, 'title = "What it is for"')
     prompts: tuple[str, ...] = key_field(checks.many(checks.text), 'prompts = ["a red apple"]')
@@ -124,11 +102,9 @@ class Suite:
 
     def cases(self) -> list[Case]:
         """Every picture, in the order of the file."""
-        if self.paired_seeds:
-            pictures = list(enumerate(zip(self.prompts, self.seeds, strict=True), start=1))
-        else:
-            prompts = enumerate(self.prompts, start=1)
-            pictures = [(place, (prompt, seed)) for place, prompt in prompts for seed in self.seeds]
+        prompts = list(enumerate(self.prompts, start=1))
+        pair = zip if self.paired_seeds else itertools.product
+        pictures = list(pair(prompts, self.seeds))
         found = []
         for recipe in self.recipes:
             settings = tuple(each for each in dict.fromkeys(recipe.settings or self.settings) if each != OFF)
@@ -140,7 +116,7 @@ class Suite:
                 largest = recipe.quantizations[0]
                 group = runs.described(facts)
                 whole = runs.described({**facts, "quantize": largest}) if bits != largest else None
-                for place, (prompt, seed) in pictures:
+                for (place, prompt), seed in pictures:
                     command = recipe.command.with_options(**given, prompt=prompt, seed=seed)
                     name = _name(group, place, seed)
                     other = _name(whole, place, seed) if whole else ""
@@ -163,18 +139,14 @@ def read(path: Path) -> Suite:
     problems = Problems()
     values = check_table(Suite, data, problems)
     if not problems and values.get("paired_seeds") and len(values["seeds"]) != len(values["prompts"]):
-        problems.add(
-            "seeds", f"{len(values['seeds'])} for {len(values['prompts'])} prompts", "give as many, or do not pair them"
-        )
+        what = f"{len(values['seeds'])} for {len(values['prompts'])} prompts"
+        problems.add("seeds", what, "give as many, or do not pair them")
     if problems:
         raise SuiteError(f"{path} is not a usable suite", cause="\n".join(problems), hint="correct these keys")
     suite = Suite(**values)
     if suite.size > MOST:
         raise SuiteError(f"{path} asks for {suite.size} pictures", hint=f"{MOST} are the most: shorten its lists")
     if twice := [name for name, times in Counter(case.name for case in suite.cases()).items() if times > 1]:
-        raise SettingsError(
-            f"{path} asks for the same picture twice",
-            cause="\n".join(twice[:5]),
-            hint="name each model, prompt and seed once",
-        )
+        hint = "name each model, prompt and seed once"
+        raise SuiteError(f"{path} asks for the same picture twice", cause="\n".join(twice[:5]), hint=hint)
     return suite
