@@ -52,7 +52,7 @@ $(PYTHONS:%=test-python-%): test-python-%: $(READY)
 	&& .venv-python-$*/bin/python $(PYTEST) $(TOUCHING_PYTHON:%=tests/test_%.py) $(ARGS)
 
 demo: $(READY) ## the plugin at work through the real mflux command; pictures and figures in demo/
-	$(BIN)/mflux-teacache demo --out demo --jobs 2 $(ARGS)
+	$(BIN)/mflux-teacache demo --out demo $(ARGS)
 
 bench: $(READY) ## every script in benchmarks/, one after the other
 	@set -e; for script in benchmarks/[a-z]*.py; do echo "== $$script"; $(BIN)/python $$script $(ARGS); done

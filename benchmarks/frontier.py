@@ -175,8 +175,10 @@ def _make(job: Job) -> dict[str, Any]:
 def gate_of(method: str, steps: int) -> Callable[[float], Any]:
     """Makes the gate of a method for a threshold, as it decides in so many steps."""
     from mflux_teacache_plugin.caching.gate import Facts
+    from mflux_teacache_plugin.caching.stats import Generation
     from mflux_teacache_plugin.demo_model import NAME
     from mflux_teacache_plugin.methods import parse
+    from mflux_teacache_plugin.methods.method import Setup
     from mflux_teacache_plugin.methods.teacache import TeaCacheGate
     from mflux_teacache_plugin.variants.catalog import load_catalog
 
@@ -184,7 +186,8 @@ def gate_of(method: str, steps: int) -> Callable[[float], Any]:
     if method == RIVAL:  # computes its first two steps, and takes the polynomial where it was not fitted too
         return lambda threshold: TeaCacheGate(steps, threshold, variant.polynomial, None, (2, 1))
     text = THRESHOLDS[method]
-    return lambda threshold: parse(text.format(threshold)).gate(variant, Facts((1.0,) * steps))
+    setup = Setup(Facts((1.0,) * steps), Generation(steps), variant)
+    return lambda threshold: parse(text.format(threshold)).gate(setup)
 
 
 def thresholds(

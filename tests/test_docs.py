@@ -163,7 +163,7 @@ def test_the_exit_codes_are_documented(monkeypatch: pytest.MonkeyPatch, capsys: 
         patch.setenv("MFLUX_TEACACHE_DISABLE", "1")
         codes.add(cli.main(["doctor"]))
     with monkeypatch.context() as patch:
-        patch.setattr("mflux_teacache_plugin.cli.variants.run", interrupted)
+        patch.setattr("mflux_teacache_plugin.cli.listing.run", interrupted)
         codes.add(cli.main(["variants"]))
     with pytest.raises(SystemExit) as usage:
         cli.main(["no-such-verb"])
