@@ -185,8 +185,9 @@ def gate_of(method: str, steps: int) -> Callable[[float], Any]:
     variant = load_catalog().variants[NAME].variant
     if method == RIVAL:  # computes its first two steps, and takes the polynomial where it was not fitted too
         return lambda threshold: TeaCacheGate(steps, threshold, variant.polynomial, None, (2, 1))
+    text = THRESHOLDS[method]
     setup = Setup(Facts((1.0,) * steps), Generation(steps), variant)
-    return lambda threshold: parse(THRESHOLDS[method].format(threshold)).gate(setup)
+    return lambda threshold: parse(text.format(threshold)).gate(setup)
 
 
 def thresholds(

@@ -15,25 +15,26 @@ import mlx.core as mx
 from _demo import generate
 
 from mflux_teacache_plugin import apply_teacache
+from mflux_teacache_plugin.caching.gate import Facts
 from mflux_teacache_plugin.cli.output import print_table
 from mflux_teacache_plugin.demo_model import load, prompts
 from mflux_teacache_plugin.measure import machine
-from mflux_teacache_plugin.methods import Method
+from mflux_teacache_plugin.methods.method import Method
 from mflux_teacache_plugin.methods.speedup import Speedup
 
 
 class Everywhere(Speedup):
-    """Speedup steps, all of them."""
+    """A schedule of all steps."""
 
-    def computed(self, variant: Any, run: Run) -> tuple[int, ...]:
-        return tuple(range(run.steps))
+    def schedule(self, variant: Any, facts: Facts) -> tuple[int, ...]:
+        return tuple(range(facts.steps))
 
 
 #: What skips nothing, and what skips as often as it may.
 METHODS: dict[str, tuple[Method | str, str]] = {
     "TeaCache": ("1e-9", "2"),
     "SeaCache": ("seacache:1e-9", "seacache:2"),
-    "placed": (Everywhere(1.5), "4x"),
+    "schedule": (Everywhere(1.5), "4x"),
     "DualCache": ("dualcache:F=1,B=0,rdt=1e-9", "dualcache:F=1,B=0,rdt=0.99,warmup=1"),
 }
 PLAIN = "plain"

@@ -10,7 +10,6 @@ import ast
 import contextlib
 import inspect
 import io
-import json
 import os
 import re
 import sys
@@ -169,21 +168,16 @@ def summary_lines() -> str:
 
 def trace_errors() -> str:
     """How well polynomials and profiles predict the real traces."""
-    from mflux_teacache_plugin.cli import main
+    from mflux_teacache_plugin import choose
 
     folder = ROOT / "benchmarks"
-    argv = ["fit", *map(str, sorted((folder / "traces").glob("*.json"))), "--against", str(folder / "published")]
-    printed = io.StringIO()
-    with contextlib.redirect_stdout(printed):
-        main([*argv, "--dry-run", "--format", "json"])
-    ways = ("published polynomial", "own polynomial", "profile")
-    rows = ["| variant | prompts | published polynomial | own polynomial | profile |", "|---|---|---|---|---|"]
-    for found in json.loads(printed.getvalue()):
-        cells = [f"{found['scores'][way]['r2']:.3f} ({found['scores'][way]['rmse']:.4f})" for way in ways]
-        best = ways.index(found["best"])
-        cells[best] = f"**{cells[best]}**"
-        rows.append(f"| `{found['id']}` | {found['prompts']} | {' | '.join(cells)} |")
-    return "\n".join(rows) + "\n"
+    sys.path.insert(0, str(folder))
+    try:
+        import fit_traces
+    finally:
+        sys.path.remove(str(folder))
+    files = choose.catalog(folder / "published")
+    return fit_traces.table(fit_traces.fit(path, files) for path in sorted((folder / "traces").glob("*.json")))
 
 
 def shipped() -> str:

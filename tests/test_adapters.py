@@ -145,7 +145,7 @@ def test_pipelines_that_need_their_blocks_are_refused(case, tiny):
 
 
 def test_every_pipeline_that_an_adapter_names_exists():
-    names = {name for adapter in (flux1.FLUX1, KLEIN, KLEIN_BASE) for name in adapter.pipelines}
+    names = {name for adapter in (tapped.FLUX1, KLEIN, KLEIN_BASE) for name in adapter.pipelines}
     assert names == {f"{case.pipeline_class.__module__}:{case.pipeline_class.__name__}" for case in CACHEABLE}
     assert set(tapped.REFUSED) == {f"{c.pipeline_class.__module__}:{c.pipeline_class.__name__}" for c in REFUSED_CASES}
 

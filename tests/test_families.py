@@ -12,9 +12,9 @@ import pytest
 from mlx import nn
 from mlx.utils import tree_flatten
 
-from mflux_teacache_plugin.adapters import BUILT_IN
+from mflux_teacache_plugin.adapters import BUILT_IN, untapped
 from mflux_teacache_plugin.apply import apply_teacache
-from mflux_teacache_plugin.caching import step_cache
+from mflux_teacache_plugin.caching import block_cache, step_cache
 from mflux_teacache_plugin.caching.forecast import Forecast
 from mflux_teacache_plugin.caching.gate import relative_change
 from mflux_teacache_plugin.caching.step_cache import PredictionCache
@@ -345,7 +345,7 @@ def test_where_it_is_tapped_a_threshold_works(case, photo):
 @pytest.mark.parametrize("case", TAPPED, ids=str)
 def test_where_it_is_tapped_dualcache_and_seacache_work(case, photo, monkeypatch):
     """Random blocks change more from step to step than trained ones, so a hundredth of it is looked at."""
-    for module in (dualcache, step_cache):
+    for module in (block_cache, step_cache):
         monkeypatch.setattr(module, "relative_change", lambda a, b: relative_change(a, b) / 100)
     with case.model() as model:
         before = state(model)
@@ -366,6 +366,6 @@ def test_where_it_is_tapped_dualcache_and_seacache_work(case, photo, monkeypatch
 def test_every_pipeline_is_tried():
     tried = {f"mflux.models.{case.pipeline}" for case in FAMILIES}
     assert tried == {n for a in BUILT_IN for n in a.pipelines if not a.id.startswith(("flux1", "klein")) and exists(n)}
-    for name in (*tried, *filter(exists, placed.REFUSED)):
+    for name in (*tried, *filter(exists, untapped.REFUSED)):
         module, _, pipeline = name.partition(":")
         assert hasattr(importlib.import_module(module), pipeline)

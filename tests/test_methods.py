@@ -13,6 +13,7 @@ from mflux_teacache_plugin.caching.gate import Facts
 from mflux_teacache_plugin.errors import SettingsError
 from mflux_teacache_plugin.methods import parse
 from mflux_teacache_plugin.methods.dualcache import PRESETS, DualCache, DualCacheSettings
+from mflux_teacache_plugin.methods.method import Method
 from mflux_teacache_plugin.methods.seacache import SeaCache
 from mflux_teacache_plugin.methods.speedup import Speedup
 from mflux_teacache_plugin.methods.teacache import TeaCache
@@ -33,12 +34,14 @@ SETTINGS = st.sampled_from(list(PRESETS.values())) | st.builds(
     separate=st.booleans(),
 )
 METHODS = st.one_of(
-    st.builds(TeaCache, THRESHOLDS, FORECASTS),
-    st.builds(SeaCache, THRESHOLDS, FORECASTS),
-    st.builds(Speedup, st.floats(1, 10, exclude_min=True), FORECASTS),
-    st.builds(DualCache, SETTINGS, st.none(), FORECASTS),
+    st.builds(TeaCache, THRESHOLDS, forecast=FORECASTS),
+    st.builds(SeaCache, THRESHOLDS, forecast=FORECASTS),
+    st.builds(Speedup, st.floats(1, 10, exclude_min=True), forecast=FORECASTS),
+    st.builds(DualCache, SETTINGS, st.none(), forecast=FORECASTS),
     st.builds(
-        lambda name, forecast: DualCache(PRESETS[name], name, forecast), st.sampled_from(list(PRESETS)), FORECASTS
+        lambda name, forecast: DualCache(PRESETS[name], name, forecast=forecast),
+        st.sampled_from(list(PRESETS)),
+        FORECASTS,
     ),
 )
 #: Texts that are nearly methods.
@@ -58,11 +61,12 @@ def test_any_text_is_a_method_or_an_error_that_quotes_it(text: str) -> None:
     except ArgumentTypeError as error:
         assert f"'{text}'" in str(error)
     else:
-        assert found == text if text in ("auto", "off") else parse(str(found)) == found
+        named = text.strip().lower()
+        assert found == named if named in ("auto", "off") else parse(str(found)) == found
 
 
 @given(METHODS)
-def test_a_methods_text_parses_back_to_it(method: methods.Method) -> None:
+def test_a_methods_text_parses_back_to_it(method: Method) -> None:
     found = parse(str(method))
     if isinstance(method, DualCache):  # settings that have a name may get it
         assert isinstance(found, DualCache)
@@ -76,6 +80,12 @@ def test_a_methods_text_parses_back_to_it(method: methods.Method) -> None:
     ("text", "method", "canonical"),
     [
         ("0.2", TeaCache(0.2), "0.2"),
+        ("teacache:0.2", TeaCache(0.2), "0.2"),
+        (" 2X ", Speedup(2.0), "2x"),
+        ("speedup:2x+REUSE", Speedup(2.0, forecast="reuse"), "2x+reuse"),
+        ("SeaCache:0.3", SeaCache(0.3), "seacache:0.3"),
+        ("DualCache:Aggressive", DualCache(PRESETS["aggressive"], "aggressive"), "dualcache:aggressive"),
+        ("dualcache:f=8,RDT=0.1", DualCache(DualCacheSettings(rdt=0.1)), "dualcache:F=8,B=0,rdt=0.1"),
         ("2", TeaCache(2.0), "2"),
         ("2.0", TeaCache(2.0), "2"),
         ("0.2+reuse", TeaCache(0.2), "0.2"),
@@ -104,7 +114,7 @@ def test_a_methods_text_parses_back_to_it(method: methods.Method) -> None:
         ),
     ],
 )
-def test_what_texts_mean(text: str, method: methods.Method, canonical: str) -> None:
+def test_what_texts_mean(text: str, method: Method, canonical: str) -> None:
     assert parse(text) == method
     assert str(parse(text)) == canonical
 
@@ -149,7 +159,7 @@ def test_every_setting_has_both_names() -> None:
         ("900x", "at most 10x"),
         ("nanx", "not a speed-up"),
         ("x", "neither a number nor a speed-up"),
-        ("teacache:0.2", "'teacache' is no method; there are dualcache, seacache"),
+        ("teecache:0.2", "'teecache' is no method; there are dualcache, seacache, speedup, teacache"),
         ("seacache:0", "use 'off'"),
         ("seacache:3", "at most 2; try 0.3"),
         ("dualcache:", "is neither a preset (aggressive, conservative) nor"),
@@ -164,8 +174,7 @@ def test_every_setting_has_both_names() -> None:
         ("dualcache:warmup_interval=0", "warmup_interval=0 is not a whole number from 1 on"),
         ("dualcache:accumulated=inf", "accumulated=inf is not a number from 0 on"),
         ("dualcache:separate=1", "separate=1 is neither true nor false"),
-        ("dualcache:f=8", "'f' is no setting of DualCache; there are F, B, rdt, warmup,"),
-        ("dualcache:F=8,colour=red", "'colour' is no setting of DualCache"),
+        ("dualcache:F=8,colour=red", "'colour' is no setting of DualCache; there are F, B, rdt, warmup,"),
         ("dualcache:F=8,", "'' is no setting of DualCache"),
         ("dualcache:F=8,F=8", "F is given twice"),
         ("dualcache:F=8,Fn=8", "F is given twice"),
@@ -207,11 +216,11 @@ def test_a_speed_up_is_met_or_refused_with_a_number_of_steps_that_would_do(
         with pytest.raises(SettingsError):
             method.check_steps(enough - 1)
         return
-    run = Facts(tuple(1 - step / steps for step in range(steps)))
-    computed = method.computed(None, run)
+    facts = Facts(tuple(1 - step / steps for step in range(steps)))
+    computed = method.schedule(None, facts)
     assert computed[0] == 0 and computed[-1] == steps - 1
-    assert steps / len(computed) >= method.speedup - 1e-9, "as fast as was asked for"
-    assert len(computed) == steps or steps / (len(computed) + 1) < method.speedup, "and not faster than need be"
+    assert steps / len(computed) >= method.factor - 1e-9, "as fast as was asked for"
+    assert len(computed) == steps or steps / (len(computed) + 1) < method.factor, "and not faster than need be"
     assert len(computed) >= ORDERS[forecast] + 2, "and there are points to forecast from"
 
 
@@ -220,15 +229,15 @@ def test_steps_that_are_not_known_yet_are_no_reason_to_refuse() -> None:
 
 
 def test_a_published_list_counts_and_then_the_profile() -> None:
-    run = Facts((1.0, 0.8, 0.6, 0.4, 0.2, 0.1))
+    facts = Facts((1.0, 0.8, 0.6, 0.4, 0.2, 0.1))
     profile = SimpleNamespace(sigma=(1.0, 0.85, 0.0), change=(0.0, 1.0, 1.1))
     published = SimpleNamespace(steps=6, computed=(0, 4, 5))
     variant = SimpleNamespace(id="x", step_lists=(published,), profile=profile)
-    assert Speedup(2.0, forecast="reuse").computed(variant, run) == (0, 4, 5)
+    assert Speedup(2.0, forecast="reuse").schedule(variant, facts) == (0, 4, 5)
     variant.step_lists = (SimpleNamespace(steps=7, computed=(0, 4, 6)),)  # of another run
-    assert Speedup(2.0, forecast="reuse").computed(variant, run) == (0, 1, 5), "nearly all changes in the first step"
+    assert Speedup(2.0, forecast="reuse").schedule(variant, facts) == (0, 1, 5), "nearly all changes in the first step"
     variant.step_lists, variant.profile = (SimpleNamespace(steps=6, computed=(0, 5)),), None
-    assert Speedup(2.0, forecast="reuse").computed(variant, run) == (0, 2, 5), (
+    assert Speedup(2.0, forecast="reuse").schedule(variant, facts) == (0, 2, 5), (
         "filled up in the middle of the widest gap"
     )
 
@@ -238,7 +247,7 @@ def test_a_profile_that_ends_before_the_run_is_an_error_with_both_spans() -> Non
         id="x", step_lists=(), profile=SimpleNamespace(sigma=(1.0, 0.7, 0.5), change=(0.0, 1.0, 2.0))
     )
     with pytest.raises(SettingsError) as error:
-        Speedup(2.0).computed(variant, Facts((1.0, 0.8, 0.6, 0.4, 0.2, 0.1)))
+        Speedup(2.0).schedule(variant, Facts((1.0, 0.8, 0.6, 0.4, 0.2, 0.1)))
     assert "from 1 to 0.1" in str(error.value) and "from 1 to 0.5" in str(error.value)
 
 

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from mflux_teacache_plugin import methods, settings
 from mflux_teacache_plugin.errors import ConflictError, SettingsError
+from mflux_teacache_plugin.methods.teacache import TeaCache
 
 
 def sidecar(folder: Path, **keys: object) -> Path:
@@ -98,7 +99,7 @@ def test_a_coefficient_file_asks_for_the_cache() -> None:
 
 def test_python_scripts_have_the_environment_only() -> None:
     assert settings.resolve(None, {"MFLUX_TEACACHE": "0.3"}) == settings.Settings(
-        methods.TeaCache(0.3), "MFLUX_TEACACHE", False
+        TeaCache(0.3), "MFLUX_TEACACHE", False
     )
 
 
@@ -179,6 +180,6 @@ def test_what_is_no_text_in_the_file_names_file_and_key(key: str, value: object,
 def test_the_option_goes_over_a_broken_file(tmp_path: Path) -> None:
     file = sidecar(tmp_path, teacache_method="broken")
     assert resolve(teacache="off", config_from_metadata=file) is None
-    found = resolve(teacache=methods.TeaCache(0.4), config_from_metadata=file)
+    found = resolve(teacache=TeaCache(0.4), config_from_metadata=file)
     assert found is not None
-    assert found.method == methods.TeaCache(0.4)
+    assert found.method == TeaCache(0.4)

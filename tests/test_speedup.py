@@ -141,4 +141,4 @@ def test_the_gate_skips_all_steps_but_these_and_reads_nothing():
     gate = ScheduleGate((0, 3, 4))
     verdicts = [gate(step, None) for step in range(5)]
     assert [verdict.skip for verdict in verdicts] == [False, True, True, False, False]
-    assert {verdict.reason for verdict in verdicts} == {"placed here", "between placed steps"}
+    assert {verdict.reason for verdict in verdicts} == {"in the schedule", "not in the schedule"}

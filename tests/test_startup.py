@@ -14,6 +14,7 @@ from types import ModuleType
 import pytest
 
 from mflux_teacache_plugin import _startup
+from mflux_teacache_plugin.host import imports
 
 ROOT = Path(__file__).resolve().parent.parent
 STARTUP_FILE = "mflux_teacache_plugin_startup.pth"
@@ -23,13 +24,14 @@ import os, sys
 report = [sorted(sys.modules), 0, {}]
 startup = sys.modules.get("mflux_teacache_plugin._startup")
 if startup:
-    report[1:] = sys.meta_path.count(startup._FINDER), startup.state()
+    imports = sys.modules.get("mflux_teacache_plugin.host.imports")
+    report[1:] = sys.meta_path.count(imports._FINDER) if imports else 0, startup.state()
 import json, types
 with open(os.environ["REPORT"], "w") as file:
     json.dump(report, file)
 bridge = types.ModuleType("bridge")
 bridge.install = lambda: print("installed after", "mflux" in sys.modules)
-sys.modules["mflux_teacache_plugin.host"] = sys.modules["mflux_teacache_plugin.host.bridge"] = bridge
+sys.modules["mflux_teacache_plugin.host.bridge"] = bridge
 """
 
 
@@ -37,7 +39,7 @@ sys.modules["mflux_teacache_plugin.host"] = sys.modules["mflux_teacache_plugin.h
 def _as_found(monkeypatch):
     """Every test starts with an idle hook and leaves `sys` as it was."""
     finders, modules, facts = list(sys.meta_path), set(sys.modules), dict(_startup._facts)
-    pending = {name: list(callbacks) for name, callbacks in _startup._pending.items()}
+    pending = {name: list(callbacks) for name, callbacks in imports._pending.items()}
     for name in [name for name in os.environ if name.startswith("MFLUX_TEACACHE")]:
         monkeypatch.delenv(name)
     _startup.deactivate()
@@ -47,7 +49,7 @@ def _as_found(monkeypatch):
         if name.partition(".")[0] in ("mflux", "sample"):
             del sys.modules[name]
     _startup._facts.update(facts)
-    _startup._pending.update(pending)
+    imports._pending.update(pending)
     sys.meta_path[:] = finders
 
 
@@ -147,7 +149,20 @@ def test_start_up_imports_only_itself(python, environment):
         without = python("-c", "pass", **environment)["modules"]
     finally:
         python.install()
-    assert with_it - without == {"mflux_teacache_plugin", "mflux_teacache_plugin._startup"}
+    ours = {"mflux_teacache_plugin", "mflux_teacache_plugin._startup"}
+    if environment:
+        ours |= {"mflux_teacache_plugin.host", "mflux_teacache_plugin.host.imports"}
+    assert with_it - without == ours
+
+
+def test_a_package_folder_that_is_gone_costs_nothing(python, tmp_path):
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("MFLUX_", "PYTHON"))}
+    line = (ROOT / "build_support" / STARTUP_FILE).read_text().strip()
+    program = f"import sys; before = set(sys.modules); exec({line!r}); print(sorted(set(sys.modules) - before))"
+    done = subprocess.run(
+        [sys.executable, "-I", "-S", "-c", program], env=kept, cwd=tmp_path, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "[]\n", "")
 
 
 def test_bridge_is_installed_once_mflux_is_imported(python):
@@ -156,7 +171,8 @@ import sys
 print("before")
 import mflux
 from mflux_teacache_plugin import _startup
-print(_startup.state()["pending"], _startup._FINDER in sys.meta_path)
+from mflux_teacache_plugin.host import imports
+print(_startup.state()["pending"], imports._FINDER in sys.meta_path)
 """
     assert python("-c", program, MFLUX_TEACACHE="0.2")["stdout"] == "before\ninstalled after True\n[] False\n"
 
@@ -170,7 +186,7 @@ def test_activation_can_be_asked_for(monkeypatch):
     assert _startup.state() == {"calls": 2, "activated": True, "why": "exec asked for it", "pending": ["mflux"]}
     _startup.deactivate()
     assert not _startup.state()["activated"]
-    assert _startup._FINDER not in sys.meta_path
+    assert imports._FINDER not in sys.meta_path
 
 
 def test_disabled_wins_over_asking(monkeypatch):
@@ -213,13 +229,13 @@ def test_odd_arguments_close_the_gate(monkeypatch):
 
 def test_callback_follows_the_module(sample):
     seen = []
-    _startup.when_imported("sample.part", lambda module: seen.append((module.__name__, module.value)))
-    assert sys.meta_path[0] is _startup._FINDER
+    imports.when_imported("sample.part", lambda module: seen.append((module.__name__, module.value)))
+    assert sys.meta_path[0] is imports._FINDER
     assert importlib.import_module("sample").value == 1
     assert seen == []
     part = importlib.import_module("sample.part")
     assert seen == [("sample.part", 2)]
-    assert _startup._FINDER not in sys.meta_path
+    assert imports._FINDER not in sys.meta_path
     assert type(part.__loader__).__name__ == "SourceFileLoader"
     assert part.__loader__ is part.__spec__.loader
     assert "exec_module" not in vars(part.__loader__)
@@ -229,32 +245,32 @@ def test_callback_follows_the_module(sample):
 
 def test_one_finder_serves_all_targets(sample):
     seen = []
-    _startup.when_imported("sample", lambda module: seen.append("first"))
-    _startup.when_imported("sample", lambda module: seen.append("second"))
-    _startup.when_imported("sample.part", lambda module: seen.append("part"))
-    assert sys.meta_path.count(_startup._FINDER) == 1
+    imports.when_imported("sample", lambda module: seen.append("first"))
+    imports.when_imported("sample", lambda module: seen.append("second"))
+    imports.when_imported("sample.part", lambda module: seen.append("part"))
+    assert sys.meta_path.count(imports._FINDER) == 1
     importlib.import_module("sample")
     assert seen == ["first", "second"]
     assert _startup.state()["pending"] == ["sample.part"]
     importlib.import_module("sample.part")
     assert seen == ["first", "second", "part"]
-    assert _startup._FINDER not in sys.meta_path
+    assert imports._FINDER not in sys.meta_path
 
 
 def test_a_callback_may_wait_for_more(sample):
     seen = []
-    _startup.when_imported(
-        "sample", lambda module: _startup.when_imported("sample.part", lambda part: seen.append(part.value))
+    imports.when_imported(
+        "sample", lambda module: imports.when_imported("sample.part", lambda part: seen.append(part.value))
     )
     importlib.import_module("sample.part")
     assert seen == [2]
-    assert _startup._FINDER not in sys.meta_path
+    assert imports._FINDER not in sys.meta_path
 
 
 def test_the_same_callback_registers_once(sample):
     seen = []
     for _ in range(2):
-        _startup.when_imported("sample", seen.append)
+        imports.when_imported("sample", seen.append)
     importlib.import_module("sample")
     assert len(seen) == 1
 
@@ -262,30 +278,30 @@ def test_the_same_callback_registers_once(sample):
 def test_an_imported_module_is_served_at_once(sample):
     module = importlib.import_module("sample")
     seen = []
-    _startup.when_imported("sample", seen.append)
+    imports.when_imported("sample", seen.append)
     assert seen == [module]
-    assert _startup._FINDER not in sys.meta_path
+    assert imports._FINDER not in sys.meta_path
 
 
 def test_forget(sample):
     seen = []
-    _startup.when_imported("sample", seen.append)
-    _startup.when_imported("sample.part", seen.append)
-    _startup.forget("sample", print)  # not registered: no error
-    _startup.forget("sample.other", seen.append)
-    _startup.forget("sample", seen.append)
+    imports.when_imported("sample", seen.append)
+    imports.when_imported("sample.part", seen.append)
+    imports.forget("sample", print)  # not registered: no error
+    imports.forget("sample.other", seen.append)
+    imports.forget("sample", seen.append)
     assert _startup.state()["pending"] == ["sample.part"]
-    _startup.forget("sample.part", seen.append)
-    assert _startup._FINDER not in sys.meta_path
+    imports.forget("sample.part", seen.append)
+    assert imports._FINDER not in sys.meta_path
     importlib.import_module("sample.part")
     assert seen == []
 
 
 def test_forgotten_between_finding_and_running(sample):
     seen = []
-    _startup.when_imported("sample", seen.append)
+    imports.when_imported("sample", seen.append)
     spec = importlib.util.find_spec("sample")
-    _startup.forget("sample", seen.append)
+    imports.forget("sample", seen.append)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     assert seen == []
@@ -294,7 +310,7 @@ def test_forgotten_between_finding_and_running(sample):
 
 def test_looking_up_the_spec_is_no_import(sample):
     seen = []
-    _startup.when_imported("sample", seen.append)
+    imports.when_imported("sample", seen.append)
     assert importlib.util.find_spec("sample").origin.endswith("__init__.py")
     assert seen == []
     module = importlib.import_module("sample")
@@ -304,7 +320,7 @@ def test_looking_up_the_spec_is_no_import(sample):
 def test_a_module_that_fails_stays_awaited(sample):
     (sample / "part.py").write_text("1 / 0\n")
     seen = []
-    _startup.when_imported("sample.part", seen.append)
+    imports.when_imported("sample.part", seen.append)
     with pytest.raises(ZeroDivisionError):
         importlib.import_module("sample.part")
     assert seen == []
@@ -314,7 +330,7 @@ def test_a_module_that_fails_stays_awaited(sample):
 
 
 def test_a_missing_module_is_still_missing(sample):
-    _startup.when_imported("sample.missing", print)
+    imports.when_imported("sample.missing", print)
     with pytest.raises(ModuleNotFoundError, match=r"sample\.missing"):
         importlib.import_module("sample.missing")
 
@@ -327,7 +343,7 @@ def test_a_module_from_a_zip_file(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(tmp_path / "library.zip"))
     importlib.import_module("sample")
     seen = []
-    _startup.when_imported("sample.part", lambda module: seen.append(module.value))
+    imports.when_imported("sample.part", lambda module: seen.append(module.value))
     importlib.util.find_spec("sample.part")
     importlib.import_module("sample.other")
     assert seen == []
@@ -340,7 +356,7 @@ def test_built_in_modules_are_left_alone():
     name = next(name for name in sys.builtin_module_names if name.startswith("_") and name not in sys.modules)
     loader = importlib.util.find_spec(name).loader
     before = dict(vars(loader))
-    _startup.when_imported(name, print)
+    imports.when_imported(name, print)
     try:
         importlib.import_module(name)
         assert dict(vars(loader)) == before
@@ -354,20 +370,20 @@ def test_a_failing_callback_costs_nobody_the_import(sample, capsys, fault):
         raise fault
 
     seen = []
-    _startup.when_imported("sample", fail)
-    _startup.when_imported("sample", seen.append)
+    imports.when_imported("sample", fail)
+    imports.when_imported("sample", seen.append)
     assert importlib.import_module("sample").value == 1
     assert len(seen) == 1
     line = capsys.readouterr().err
-    assert line.startswith("mflux-teacache: the hook on sample failed, mflux runs without it: ")
+    assert line.startswith("mflux: the hook on sample failed, mflux runs without it: ")
     assert type(fault).__name__ in line
     assert line.count("\n") == 1
-    assert _startup._FINDER not in sys.meta_path
+    assert imports._FINDER not in sys.meta_path
 
 
 def test_debug_shows_where_a_callback_failed(sample, capsys, monkeypatch):
     monkeypatch.setenv("MFLUX_TEACACHE_DEBUG", "1")
-    _startup.when_imported("sample", lambda module: module.no_such_attribute)
+    imports.when_imported("sample", lambda module: module.no_such_attribute)
     importlib.import_module("sample")
     error = capsys.readouterr().err
     assert "Traceback" in error
@@ -378,7 +394,7 @@ def test_ctrl_c_in_a_callback_reaches_the_user(sample):
     def interrupt(module: ModuleType) -> None:
         raise KeyboardInterrupt
 
-    _startup.when_imported("sample", interrupt)
+    imports.when_imported("sample", interrupt)
     with pytest.raises(KeyboardInterrupt):
         importlib.import_module("sample")
 

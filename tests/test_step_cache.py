@@ -9,6 +9,7 @@ from mflux_teacache_plugin.caching.gate import Facts, Verdict, relative_change
 from mflux_teacache_plugin.caching.stats import Generation
 from mflux_teacache_plugin.caching.step_cache import PredictionCache, StepCache
 from mflux_teacache_plugin.caching.taps import TappedForward, TapPoints, Taps
+from mflux_teacache_plugin.host.layers import stand_before
 
 WIDTH = 8
 
@@ -174,15 +175,15 @@ def test_a_step_whose_signal_the_gate_leaves_alone_waits_for_nothing(transformer
     assert [decision.change for decision in cache.record.decisions] == [None] * 3
 
 
-def test_what_is_compared_is_what_look_makes_of_signal_and_sigma(transformer, taps):
+def test_what_is_compared_is_what_transform_makes_of_signal_and_sigma(transformer, taps):
     seen = []
 
-    def look(signal, sigma):
+    def transform(signal, sigma):
         seen.append(sigma)
         return mx.full((1,), 1 + sigma)
 
     gate = Scripted(True, False)
-    cache = a_cache(gate, 4, look=look)
+    cache = a_cache(gate, 4, transform=transform)
     run_steps(cache, TappedForward(taps, transformer), [latents(seed) for seed in range(3)])
     assert seen == [1, 0.75, 0.5]
     assert gate.changes == pytest.approx([0.25 / 2, 0.25 / 1.75])

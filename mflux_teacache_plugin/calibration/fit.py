@@ -1,16 +1,20 @@
-"""Numbers in, polynomial and profile out, with how well each foretells a prompt that it did not see. Pure numpy.
+"""Numbers in, polynomial and profile out, with how well each predicts a prompt that it did not see.
 
-Two things can foretell how much the transformer's output changes from one step to the next: the change of the gate's signal,
-through a polynomial, and the place in the schedule, through a profile over σ. What either is worth shows only on a prompt
+Two things can predict how much the transformer's output changes from one step to the next: the change of the gate's signal,
+through a polynomial, and the position in the run, through a profile over σ. What either is worth shows only on a prompt
 that was left out of the fit, so every choice here, the polynomial's degree included, is made that way.
 """
 
 import itertools
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
+
+from mflux_teacache_plugin.methods.speedup import expected_changes
+from mflux_teacache_plugin.variants import Profile
 
 T = TypeVar("T")
 
@@ -41,24 +45,12 @@ class Polynomial:
     monotone: bool
 
     def __call__(self, signal: np.ndarray) -> np.ndarray:
-        return foretell(self.coefficients, self.span, signal)
-
-
-@dataclass(frozen=True, eq=False)
-class Profile:
-    """The output's accumulated relative change over σ. `sigma` strictly falls, `change` starts at 0 and never falls."""
-
-    sigma: np.ndarray
-    change: np.ndarray
-
-    def __call__(self, sigma: np.ndarray) -> np.ndarray:
-        """(steps,) → (steps - 1,): the change to expect between neighbouring steps."""
-        return np.diff(np.interp(-sigma, -self.sigma, self.change))
+        return predict(self.coefficients, self.span, signal)
 
 
 @dataclass(frozen=True)
 class Score:
-    """How well something foretells: R² (1 is perfect, 0 is the mean, below that worse) and the root mean square error."""
+    """How well something predicts: R² (1 is perfect, 0 is the mean, below that worse) and the root mean square error."""
 
     r2: float
     rmse: float
@@ -68,13 +60,13 @@ class Score:
 Pairs = Sequence[tuple[np.ndarray, np.ndarray]]
 
 
-def foretell(coefficients: Sequence[float], span: tuple[float, float] | None, signal: np.ndarray) -> np.ndarray:
+def predict(coefficients: Sequence[float], span: tuple[float, float] | None, signal: np.ndarray) -> np.ndarray:
     """A gate's polynomial at `signal`, which is taken for the nearer end of `span` where it lies outside."""
     return np.polyval(coefficients, signal if span is None else np.clip(signal, *span))
 
 
 def fit_polynomial(groups: Pairs) -> Polynomial:
-    """The polynomial whose degree foretells a left-out prompt best; it never falls where that costs little.
+    """The polynomial whose degree predicts a left-out prompt best; it never falls where that costs little.
 
     Raises:
         ValueError: fewer than two groups, so that none can be left out.
@@ -110,7 +102,12 @@ def fit_profile(sigmas: Sequence[np.ndarray], outputs: Sequence[np.ndarray]) -> 
         for sigma, output in zip(sigmas, outputs, strict=True)
     ]
     change = np.mean(curves, axis=0)
-    return Profile(longest, change - change[0])
+    return Profile(sigma=tuple(longest.tolist()), change=tuple((change - change[0]).tolist()))
+
+
+def changes_at(profile: Profile, sigma: np.ndarray) -> np.ndarray:
+    """(steps,) → (steps - 1,): the change that a profile expects from each step to the next."""
+    return np.array(expected_changes(profile.sigma, profile.change, sigma.tolist()))
 
 
 def score(truths: Sequence[np.ndarray], guesses: Sequence[np.ndarray]) -> Score:
@@ -132,12 +129,8 @@ def leave_one_out(groups: Sequence[T], guess: Callable[[list[T], T], np.ndarray]
 def _basis(signal: np.ndarray, end: float, degree: int) -> np.ndarray:
     """(pairs, degree): column k is Σ of B_j for j > k."""
     x = signal / end
-    bernstein = np.stack([_binomial(degree, j) * x**j * (1 - x) ** (degree - j) for j in range(degree + 1)], axis=1)
+    bernstein = np.stack([math.comb(degree, j) * x**j * (1 - x) ** (degree - j) for j in range(degree + 1)], axis=1)
     return np.cumsum(bernstein[:, :0:-1], axis=1)[:, ::-1]
-
-
-def _binomial(n: int, k: int) -> int:
-    return int(np.prod([(n - i) for i in range(k)], dtype=int) // np.prod(range(1, k + 1), dtype=int))
 
 
 def _in_powers(weights: np.ndarray, end: float, degree: int) -> tuple[float, ...]:
@@ -174,7 +167,7 @@ def _solve(gram: np.ndarray, right: np.ndarray, monotone: bool) -> np.ndarray:
 
 
 def _left_out_error(groups: Pairs, end: float, degree: int, monotone: bool) -> float:
-    """Root mean square error over all groups, each foretold by the fit to the others."""
+    """Root mean square error over all groups, each predicted by the fit to the others."""
     equations = [_normal(group, end, degree) for group in groups]
     gram, right = _sums(equations)
     squares = 0.0

@@ -20,7 +20,6 @@ VERBS = {
     "doctor": "check the installation, each problem with its mend",
     "exec": "run an mflux command or a Python script with the plugin, without the start-up file",
     "calibrate": "measure a model's own coefficient file with an mflux command",
-    "fit": "make a coefficient file of recorded traces",
     "compare": "make one picture with several settings, and show how near they come to plain mflux",
     "bench": "measure settings over a suite of models, prompts and seeds",
     "demo": "make pictures with the demo model: plain, with TeaCache, and plain in as many steps",

@@ -29,7 +29,7 @@ def stand_before(target: Any, name: str, layer: Layer) -> Callable[[], None]:
     if name in vars(target):
         return _on_attribute(target, name, layer)
     getattr(type(target), name)
-    base: type = getattr(type(target), "_mflux_base", type(target))
+    base: type = vars(type(target)).get("_mflux_base", type(target))
     named = vars(target).setdefault(_LAYERS, {}).setdefault(base, {})
     named.setdefault(name, []).append(layer)
     object.__setattr__(target, "__class__", _layered(base, frozenset(named)))
@@ -45,9 +45,7 @@ def _leave(reference: Callable[[], Any], base: type, name: str, layer: Layer) ->
     if named[name]:
         return
     del named[name]
-    if (
-        getattr(type(target), "_mflux_base", None) is base
-    ):  # else somebody stands before us; without layers we only pass on
+    if vars(type(target)).get("_mflux_base") is base:  # else somebody stands before us; without layers we only pass on
         object.__setattr__(target, "__class__", _layered(base, frozenset(named)) if named else base)
     if not named:
         del vars(target)[_LAYERS][base]

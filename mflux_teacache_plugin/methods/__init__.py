@@ -31,13 +31,13 @@ BUILT_IN: dict[str, Parser] = {
 
 def parse(text: str, known: Mapping[str, Parser] = BUILT_IN) -> Method | Literal["auto", "off"]:
     """The method that a text names, or `auto` or `off`. ArgumentTypeError, with the fix, if it names none."""
-    text = text.strip()
-    if text.lower() in (AUTO, OFF):
-        return AUTO if text.lower() == AUTO else OFF
-    setting, plus, forecast = text.rpartition("+")
+    word = text.strip()
+    if word.lower() in (AUTO, OFF):
+        return AUTO if word.lower() == AUTO else OFF
+    setting, plus, forecast = word.rpartition("+")
     try:
         if not plus or forecast[:1].isdigit():  # as in 1e+20
-            return _method(text, known)
+            return _method(word, known)
         return _method(setting, known).with_forecast(forecast.lower())
     except ArgumentTypeError as error:
         if f"'{text}'" in str(error):

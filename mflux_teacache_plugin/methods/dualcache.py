@@ -17,7 +17,7 @@ from mflux_teacache_plugin.caching.block_cache import BlockCache
 from mflux_teacache_plugin.caching.gate import Change, Verdict
 from mflux_teacache_plugin.caching.stats import Generation
 from mflux_teacache_plugin.errors import SettingsError
-from mflux_teacache_plugin.methods.method import Method, Setup, finite, plain, whole
+from mflux_teacache_plugin.methods.method import Method, Setup, finite, plain, to_float, whole
 
 if TYPE_CHECKING:
     from mflux_teacache_plugin.variants import Variant
@@ -218,7 +218,6 @@ def _value(name: str, text: str) -> float | int | bool:
         return text.lower() == "true"
     if name in _LEAST:
         return whole(name, text, _LEAST[name])
-    value = finite(name, text)
-    if name == "rdt" and not 0 < value < 1:
+    if name == "rdt" and not 0 < to_float(text) < 1:
         raise ArgumentTypeError(f"rdt={text} is not between 0 and 1; try 0.08")
-    return value
+    return finite(name, text)

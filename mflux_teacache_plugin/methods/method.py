@@ -47,7 +47,7 @@ class Setup:
     variant: "Variant | None" = None
     branches: int = 1
     condition: int | None = None
-    blocks: Mapping[str, int] = ()  # type: ignore[assignment]
+    blocks: Mapping[str, int] = field(default_factory=dict)
     stream: str = "hidden_states"
 
 

@@ -1,16 +1,14 @@
-"""Run one of mflux's image commands in this process, and have a job done with its model instead of the picture that it asks for.
+"""Take over one of mflux's image commands at its first picture.
 
 The command parses its options, chooses and loads its model and works out what it calls `generate_image` with: all of that
-is mflux's own, and whatever the command can do, quantization, LoRA, input pictures, counts for the job too. The job begins at
-that call. When it is done, the command is left.
+is mflux's own, and whatever the command can do, quantization, LoRA, input pictures, counts for what is done here too.
 """
 
 import contextlib
 import os
 import sys
-from argparse import ArgumentParser, Namespace
+from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
-from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +17,13 @@ import mlx.core as mx
 from mflux_teacache_plugin import _startup, choose, settings
 from mflux_teacache_plugin.adapters import Adapter
 from mflux_teacache_plugin.errors import SettingsError, TeaCacheError, UnsupportedModelError
-from mflux_teacache_plugin.host.manager import load_plugins
+from mflux_teacache_plugin.host import command
 from mflux_teacache_plugin.host.specs import hookimpl
 from mflux_teacache_plugin.host.watch import Watch
 from mflux_teacache_plugin.variants.catalog import Catalog, Match
 
-NAME = "calibration"  #: of the plugin that listens
+#: Called before weights load, with adapter, match, ModelConfig and source; raises what stands in the way.
+Check = Callable[[Adapter, Match | None, Any, str | None], None]
 
 #: Options of ours that would make a generation skip steps, as mflux's parser keeps them.
 _CACHES = ("teacache", "dualcache", "seacache", "teacache_coefficients", "teacache_forecast")
@@ -35,16 +34,12 @@ class Model:
 
     Attributes:
         pipeline: mflux's object.
-        source: the path or repository of the weights, None for a name of mflux's.
-        adapter: where it is tapped.
-        match: the variant that serves it now, if any.
+        adapter: how its calls are reached.
     """
 
-    def __init__(self, pipeline: Any, source: str | None, adapter: Adapter, match: Match | None) -> None:
+    def __init__(self, pipeline: Any, adapter: Adapter) -> None:
         self.pipeline = pipeline
-        self.source = source
         self.adapter = adapter
-        self.match = match
         self._generate: Callable[..., Any] = pipeline.generate_image
         self._asked: dict[str, Any] = {}
         self._prompt: str | None = None
@@ -74,6 +69,7 @@ class Model:
 
     def begin(self, asked: dict[str, Any]) -> None:
         """Take over from the command: its arguments are known, and its callbacks are registered."""
+        object.__setattr__(self.pipeline, "generate_image", self._generate)
         self._asked = asked
         # mflux's own free the text encoder after the first prompt, save intermediate steps, and so on
         for name in ("before_loop", "in_loop", "after_loop", "interrupt"):
@@ -81,8 +77,8 @@ class Model:
             callbacks[:] = [callback for callback in callbacks if isinstance(callback, Watch)]
 
 
-class _Leave(BaseException):
-    """Out of the command, past whatever it catches; with an error or without."""
+class _Leave(command.Leave):
+    """Out of the command, because of an error or without one."""
 
     def __init__(self, error: TeaCacheError | None = None) -> None:
         super().__init__()
@@ -92,21 +88,14 @@ class _Leave(BaseException):
 class _Listener:
     """The plugin that catches the command's model. What it raises goes past the host, which would only report it."""
 
-    def __init__(
-        self,
-        files: Catalog,
-        check: Callable[[Adapter, Match | None, Any, str | None], None],
-        job: Callable[[Model], None],
-    ) -> None:
+    def __init__(self, files: Catalog, check: Check, job: Callable[[Model], None]) -> None:
         self._files = files
         self._check = check
         self._job = job
-        self._found: tuple[Adapter, Match | None] | None = None
+        self._adapter: Adapter | None = None
 
     @hookimpl(optionalhook=True)
-    def mflux_options_parsed(
-        self, parser: ArgumentParser, args: Namespace, command: str, pipelines: list[type]
-    ) -> None:
+    def mflux_options_parsed(self, args: Namespace, pipelines: list[type]) -> None:
         if asked := [name for name in _CACHES if getattr(args, name, None) not in (None, "off")]:
             option = f"--{asked[0].replace('_', '-')}"
             raise _Leave(SettingsError(f"{option} skips steps", hint="calibration records plain runs: leave it out"))
@@ -125,18 +114,16 @@ class _Listener:
             match = self._files.match(choose.identity(model_config, source), serving.keys())
             adapter = next(iter(serving.values())) if match is None else serving[match.variant.adapter]
             choose.check_run(adapter, pipeline, model_config, vars(args) if args is not None else {})
-            self._found = adapter, match
             self._check(adapter, match, model_config, source)
+            self._adapter = adapter
 
     @hookimpl(optionalhook=True)
-    def mflux_model_loaded(self, model: Any, source: str | None, args: Namespace | None) -> None:
-        if self._found is None:
+    def mflux_model_loaded(self, model: Any) -> None:
+        if self._adapter is None:
             return
-        found = Model(model, source, *self._found)
+        found = Model(model, self._adapter)
 
         def generate_image(**asked: Any) -> Any:
-            model.__dict__.pop("generate_image", None)
-            object.__setattr__(model, "generate_image", found._generate)
             found.begin(asked)
             with _leaving():
                 self._job(found)
@@ -153,55 +140,39 @@ def _leaving() -> Iterator[None]:
         raise _Leave(error) from error
 
 
-def run(
-    command: Sequence[str],
-    files: Catalog,
-    check: Callable[[Adapter, Match | None, Any, str | None], None],
-    job: Callable[[Model], None],
-) -> None:
-    """Run `command` up to its first picture, do `job` with its model, and leave it.
+def run(words: Sequence[str], files: Catalog, check: Check, job: Callable[[Model], None]) -> None:
+    """Run a command up to its first picture, do `job` with its model, and leave it.
 
     Args:
-        command: the program's name and its options; the prompt may be missing.
+        words: the program's name and its options; the prompt may be missing.
         files: the coefficient files that the model is looked up in.
-        check: called with adapter, match, ModelConfig and source before weights load; raises what stands in the way.
-        job: called once, with the model.
 
     Raises:
         SettingsError: there is no such command, or it ended without asking for a picture.
         UnsupportedModelError: the command's pipeline has no adapter.
         SystemExit: mflux's parser refused the options.
     """
-    name = Path(command[0]).name if command else ""
-    found = list(entry_points(group="console_scripts", name=name)) if name.startswith("mflux-") else []
-    if not found:
+    found = command.find(words[0]) if words else None
+    if found is None:
         raise SettingsError(
-            f"{command[0]} is not an mflux command" if command else "there is no command to calibrate",
+            f"{words[0]} is not an mflux command" if words else "there is no command to calibrate",
             hint="write it after --, such as: mflux-teacache calibrate -- mflux-generate --model dev --steps 25",
         )
-    prompted = any(word.split("=")[0] in ("--prompt", "--prompt-file", "--instruction") for word in command)
-    argv = [name, *command[1:], *([] if prompted else ["--prompt", "calibration"])]
-    listener = _Listener(files, check, job)
-    manager = load_plugins().manager
-    _startup.activate(f"mflux-teacache calibrate {name}")
+    prompted = any(word.split("=")[0] in ("--prompt", "--prompt-file", "--instruction") for word in words)
+    _startup.activate(f"mflux-teacache calibrate {found.name}")
     if not _startup.state()["activated"]:
         why = _startup.state()["why"]
         raise SettingsError("the plugin is switched off", cause=why, hint="see mflux-teacache doctor")
-    manager.register(listener, name=NAME)
-    before, sys.argv = sys.argv, argv
     ambient = os.environ.pop(settings.ENVIRONMENT, None)
     try:
         with contextlib.redirect_stdout(sys.stderr):
-            found[0].load()()
+            options = [*words[1:], *([] if prompted else ["--prompt", "calibration"])]
+            command.run(found, options, _Listener(files, check, job))
     except _Leave as left:
         if left.error is not None:
             raise left.error from left.error.__cause__
         return
     finally:
-        manager.unregister(name=NAME)
-        sys.argv = before
         if ambient is not None:
             os.environ[settings.ENVIRONMENT] = ambient
-    raise SettingsError(
-        f"{name} ended without asking for a picture", hint="run it once by itself, and look what it says"
-    )
+    raise SettingsError(f"{found.name} ended without asking for a picture", hint="run it once by itself")
