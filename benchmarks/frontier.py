@@ -230,7 +230,9 @@ def settings(method: str, steps: int, guidance: float, args: argparse.Namespace,
         return {str(count): share for share, count in counts.items()}
     if method in SCHEDULES:
         # rounded down, for a speed-up that is rounded up costs a step
-        return {SCHEDULES[method].format(math.floor(1e4 * steps / count) / 1e4): share for share, count in counts.items()}
+        return {
+            SCHEDULES[method].format(math.floor(1e4 * steps / count) / 1e4): share for share, count in counts.items()
+        }
     wanted = {"method": base(method), "setting": unreachable(base(method)), "steps": steps, "guidance": guidance}
     recorded = [row["changes"] for row in rows if wanted.items() <= row.items() and row["pair"] < PROBES]
     found = thresholds(base(method), steps, recorded, args.shares)

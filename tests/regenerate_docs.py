@@ -235,12 +235,12 @@ def modules() -> str:
 
 
 def example(part: str) -> str:
-    """A part of the example plugin: from the line that names it to the next such line."""
+    """A part of the example plugin, from the line that names it to the next such line; the option with all imports."""
     source = (ROOT / "examples" / "plugin" / "mflux_teacache_example.py").read_text(encoding="utf-8")
     imports, *parts = re.split(r"^# -+ (.+?) -+$", source, flags=re.MULTILINE)
     named = dict(zip(parts[::2], parts[1::2], strict=True))
-    above = "" if part != "a method" else imports.split('"""\n', 1)[1]
-    return _fenced((above + named[part]).strip() + "\n", "python")
+    above = imports.split('"""\n', 1)[1].strip() + "\n\n\n" if part == "an option" else ""
+    return _fenced(above + named[part].strip() + "\n", "python")
 
 
 def example_pyproject() -> str:

@@ -35,7 +35,9 @@ PAGES = {
     for pattern in ("*.md", "docs/*.md", "examples/**/*.md")
     for path in sorted(ROOT.glob(pattern))
 }
-OPTIONS, HOOKS, FAMILY, INTERFACE = (PAGES[f"docs/{name}.md"] for name in ("options", "hooks", "add-a-family", "python"))
+OPTIONS, HOOKS, FAMILY, INTERFACE = (
+    PAGES[f"docs/{name}.md"] for name in ("options", "hooks", "add-a-family", "python")
+)
 
 #: A fenced block: what the comment on the line before it says, the language, the code.
 FENCE = re.compile(
@@ -108,7 +110,9 @@ def _hooks() -> dict[str, str]:
 def test_every_hook_has_a_heading_with_its_signature() -> None:
     headings = re.findall(r"^### (mflux_\w+\(.*\))$", HOOKS, re.MULTILINE)
     assert not (wrong := compared(set(headings), set(_hooks().values()), "docs/hooks.md, headings")), wrong
-    assert headings == list(_hooks().values()), "docs/hooks.md has the hooks in another order than specs.py and hooks.py"
+    assert headings == list(_hooks().values()), (
+        "docs/hooks.md has the hooks in another order than specs.py and hooks.py"
+    )
 
 
 @pytest.mark.parametrize("hook", _hooks())
@@ -219,7 +223,9 @@ def test_the_exit_codes_are_documented(monkeypatch: pytest.MonkeyPatch, capsys: 
 
 def test_the_changelog_has_the_version() -> None:
     dated = re.findall(r"^## \[([0-9.]+)\] - \d{4}-\d{2}-\d{2}$", PAGES["CHANGELOG.md"], re.MULTILINE)
-    assert len(dated) == len(re.findall(r"^## \[[0-9]", PAGES["CHANGELOG.md"], re.MULTILINE)), "give each version a date"
+    assert len(dated) == len(re.findall(r"^## \[[0-9]", PAGES["CHANGELOG.md"], re.MULTILINE)), (
+        "give each version a date"
+    )
     assert dated[0] == version("mflux-teacache-plugin"), "CHANGELOG.md: give the newest section the version's number"
 
 
@@ -284,7 +290,10 @@ def test_the_links_lead_somewhere(file: str) -> None:
             if link.startswith(own):
                 link, base = link.removeprefix(own), ROOT
         if re.match(r"[a-z]+:", link):
-            assert not link.startswith(REPOSITORY), f"{file}: {link} is not the address of a file"
+            if link.startswith(new_issue := f"{REPOSITORY}/issues/new?template="):
+                assert (ROOT / ".github" / "ISSUE_TEMPLATE" / link.removeprefix(new_issue)).exists(), f"{file}: {link}"
+            else:
+                assert not link.startswith(REPOSITORY), f"{file}: {link} is not the address of a file"
             continue
         target, _, anchor = link.partition("#")
         path = base / target if target else ROOT / file

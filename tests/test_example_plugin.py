@@ -23,7 +23,12 @@ ROOT = Path(__file__).parents[1]
 MODULE = "mflux_teacache_example"
 
 #: Hooks that plugins answer when they are asked, at no fixed time of a run; and the one of a run that is stopped.
-AT_ANY_TIME = {"mflux_hookspecs", "mflux_pipelines", "mflux_models", *(name for name in vars(hooks) if name[:6] == "mflux_")}
+AT_ANY_TIME = {
+    "mflux_hookspecs",
+    "mflux_pipelines",
+    "mflux_models",
+    *(name for name in vars(hooks) if name[:6] == "mflux_"),
+}
 STOPPED = "mflux_generation_interrupted"
 
 
