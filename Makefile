@@ -1,16 +1,23 @@
 # Every target sets up what it needs, from Python 3.11 and nothing else. `make test ARGS="-k startup -x"` passes on.
 PYTHON ?= python3.11
 ARGS ?=
+# how many tests run at a time, 0 for all in one process: `make test WORKERS=0 ARGS=--pdb`
+WORKERS ?= auto
+PYTEST := -m pytest --numprocesses=$(WORKERS) --dist=loadgroup --no-loadscope-reorder --durations=10
 COMPAT := 0.22 0.23
 # the others know nothing of mflux, or measure what does not depend on its version
 TOUCHING_MFLUX := adapters apply commands demo_model dualcache families host options startup tiny
+PYTHONS := 3.12 3.13
+# import, start-up, options as text, files, and what is computed without a model
+TOUCHING_PYTHON := cli coefficients commands forecast methods placement settings startup teacache variants
 
 BIN := .venv/bin
 READY := .venv/.ready
-SOURCES_OF_THE_ENVIRONMENT := pyproject.toml $(wildcard build_support/*)
+SOURCES_OF_THE_ENVIRONMENT := pyproject.toml $(wildcard build_support/*.*)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv test lint format test-compat $(COMPAT:%=test-compat-%) demo bench bench-demo clean
+.PHONY: help venv test lint format test-compat $(COMPAT:%=test-compat-%) test-pythons $(PYTHONS:%=test-python-%) demo bench \
+	bench-demo clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -18,12 +25,13 @@ help: ## this list
 venv: $(READY) ## .venv with the plugin (editable), mflux and the development tools
 
 test: $(READY) ## the whole test suite on the newest supported mflux
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python $(PYTEST) $(ARGS)
 
-lint: $(READY) ## ruff (rules and format) and mypy
+lint: $(READY) ## ruff (rules and format), mypy, and which module may import which
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	@if grep -q '^\[tool\.importlinter\]' pyproject.toml; then echo $(BIN)/lint-imports; $(BIN)/lint-imports; fi
 
 format: $(READY) ## let ruff mend what it can
 	$(BIN)/ruff check --fix .
@@ -32,7 +40,16 @@ format: $(READY) ## let ruff mend what it can
 test-compat: $(COMPAT:%=test-compat-%) ## what touches mflux, on mflux 0.22 and 0.23
 
 $(COMPAT:%=test-compat-%): test-compat-%: .venv-mflux-%/.ready
-	.venv-mflux-$*/bin/python -m pytest $(TOUCHING_MFLUX:%=tests/test_%.py) $(ARGS)
+	.venv-mflux-$*/bin/python $(PYTEST) $(TOUCHING_MFLUX:%=tests/test_%.py) $(ARGS)
+
+test-pythons: $(PYTHONS:%=test-python-%) ## what may differ between versions of Python, on 3.12 and 3.13 where they are
+
+$(PYTHONS:%=test-python-%): test-python-%: $(READY)
+	@python=$$(PYENV_VERSION=$* python$* -c 'import sys; print(sys.executable)' 2>/dev/null) \
+	|| python=$$($(BIN)/uv python find --managed-python --no-python-downloads $* 2>/dev/null) \
+	|| { echo "no Python $* here: the tests are left out on it"; exit 0; }; \
+	$(MAKE) --no-print-directory .venv-python-$*/.ready PYTHON=$$python \
+	&& .venv-python-$*/bin/python $(PYTEST) $(TOUCHING_PYTHON:%=tests/test_%.py) $(ARGS)
 
 demo: $(READY) ## the plugin at work through the real mflux command; pictures and figures in demo/
 	$(BIN)/mflux-teacache demo --out demo --jobs 2 $(ARGS)
@@ -44,7 +61,7 @@ bench-demo: $(READY) ## the suite of the demo model: speed and quality of a few 
 	$(BIN)/mflux-teacache bench benchmarks/suites/demo.toml $(ARGS)
 
 clean: ## remove the environments and all that builds, tests and demos leave behind
-	rm -rf .venv .venv-mflux-* build dist demo bench comparison .pytest_cache .hypothesis .ruff_cache .mypy_cache
+	rm -rf .venv .venv-* build dist demo bench comparison .pytest_cache .hypothesis .ruff_cache .mypy_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # An environment in the folder of the stamp: uv if it is there, else a venv that gets uv first, for only uv can leave
@@ -58,6 +75,9 @@ define environment
 endef
 
 $(READY): $(SOURCES_OF_THE_ENVIRONMENT)
+	$(call environment)
+
+$(PYTHONS:%=.venv-python-%/.ready): $(SOURCES_OF_THE_ENVIRONMENT)
 	$(call environment)
 
 $(COMPAT:%=.venv-mflux-%/.ready): .venv-mflux-%/.ready: $(SOURCES_OF_THE_ENVIRONMENT)

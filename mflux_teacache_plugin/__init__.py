@@ -31,6 +31,13 @@ _HOMES = {
 }
 
 
+def load_ipython_extension(ipython: "Any") -> None:
+    """`%load_ext mflux_teacache_plugin`: connect the plugin, so that MFLUX_TEACACHE counts whenever a model is built."""
+    from mflux_teacache_plugin import _startup
+
+    _startup.activate("a notebook asked for it")
+
+
 def __getattr__(name: str) -> "Any":
     if name == "__version__":
         from importlib.metadata import version

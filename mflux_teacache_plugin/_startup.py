@@ -53,7 +53,8 @@ def _gate(why: str) -> "tuple[bool, str]":
     if command == "-m":  # the module's name is not in argv yet; in orig_argv it stands just before the arguments
         module = "".join(sys.orig_argv[-len(argv) :][:1])
         module = module.partition("m")[2] if module.startswith("-") else module  # `-mNAME`, `-umNAME`
-        return module.startswith("mflux."), f"python -m {module} is running"
+        kernel = module == "ipykernel_launcher"  # in a notebook the variable may be set later, in a cell
+        return kernel or module.startswith("mflux."), f"python -m {module} is running"
     # mflux-teacache itself is not meant: its verbs ask for the hook where they need it
     return command.startswith("mflux-") and command != "mflux-teacache", f"{command or 'no command'} is running"
 

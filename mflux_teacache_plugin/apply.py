@@ -3,6 +3,7 @@
 import weakref
 from argparse import ArgumentTypeError
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from types import TracebackType
 from typing import Any
 
@@ -11,12 +12,14 @@ from mflux_teacache_plugin.adapters.intercept import Interception, lists_of_bloc
 from mflux_teacache_plugin.caching.gate import Facts
 from mflux_teacache_plugin.caching.stats import Stats
 from mflux_teacache_plugin.caching.step_cache import Cache
+from mflux_teacache_plugin.caching.taps import Taps
 from mflux_teacache_plugin.choose import Choice
 from mflux_teacache_plugin.errors import (
     AlreadyAppliedError,
     ConflictError,
     SettingsError,
     TeaCacheError,
+    UnsupportedModelError,
 )
 from mflux_teacache_plugin.host import faults
 from mflux_teacache_plugin.host.watch import Observer, watch
@@ -62,6 +65,11 @@ class Handle(Observer):
         if model is not None and handle_of(model) is self:
             vars(model).pop(_MARK)
 
+    def __repr__(self) -> str:
+        """Such as `TeaCache 2x on flux2-klein-base-4b, 12 of 25 steps skipped`."""
+        on = "" if self.variant is None else f" on {self.variant.id}"
+        return f"TeaCache {self.method}{on}, {self.stats}"
+
     def __enter__(self) -> "Handle":
         return self
 
@@ -79,9 +87,10 @@ class Handle(Observer):
         choose.check_run(adapter, type(model), model.model_config, self._arguments)
         facts = facts_of(config, adapter.sigmas and adapter.sigmas(model, config, self._arguments))
         record.steps = facts.steps
-        blocks = {name: len(blocks) for name, blocks in lists_of_blocks(model, adapter).items()}
-        stream = adapter.taps.stream or adapter.taps.signal_argument if adapter.taps is not None else ""
-        setup = Setup(facts, record, self.variant, adapter.branches, adapter.condition, blocks, stream)
+        setup = Setup(facts, record, self.variant, adapter.branches, adapter.condition)
+        if self.method.needs_taps and adapter.taps is not None:
+            blocks = {name: len(blocks) for name, blocks in lists_of_blocks(model, adapter).items()}
+            setup = replace(setup, blocks=blocks, stream=adapter.taps.stream or adapter.taps.signal_argument)
         self._cache = self.method.cache(setup)
         self._interception = self._interception or Interception(model, adapter)
         self._cache.attach(self._interception)
@@ -227,9 +236,24 @@ def apply_choice(model: Any, choice: Choice) -> Handle:
         )
     if getattr(model, "_teacache_handle", None) is not None:  # mlx-teacache's mark on a model that it patched
         raise ConflictError("mlx-teacache is active on this model", hint="call restore() on its handle first")
-    blocks = {name: len(blocks) for name, blocks in lists_of_blocks(model, choice.adapter).items()}
-    choice.method.check(choice.variant, blocks)
+    if choice.method.needs_taps:
+        choice.method.check(choice.variant, _tapped_blocks(model, choice))
     return Handle(model, choice)
+
+
+def _tapped_blocks(model: Any, choice: Choice) -> dict[str, int]:
+    """How many blocks each list has. UnsupportedModelError where a tap is gone, as a newer mflux may have it."""
+    adapter = choice.adapter
+    assert adapter.taps is not None  # `choose` has seen to it
+    try:
+        Taps(getattr(model, adapter.transformer), adapter.taps).remove()
+        return {name: len(blocks) for name, blocks in lists_of_blocks(model, adapter).items()}
+    except (AttributeError, IndexError, KeyError, TypeError) as error:
+        raise UnsupportedModelError(
+            f"{choice.method} does not work with this version of mflux",
+            cause=f"the taps of the adapter '{adapter.id}' do not fit {type(model).__name__}: {error}",
+            hint="ask for a speed-up instead, such as 1.5x, which needs no taps; mflux-teacache doctor names tested versions",
+        ) from error
 
 
 def to_method(method: Method | str | float | None) -> Method | None:

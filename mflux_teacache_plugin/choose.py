@@ -13,7 +13,15 @@ from mflux_teacache_plugin.errors import ConflictError, UnsupportedModelError, V
 from mflux_teacache_plugin.host.manager import contributions
 from mflux_teacache_plugin.methods.method import Method, Parser
 from mflux_teacache_plugin.settings import Value
-from mflux_teacache_plugin.variants import Catalog, Match, ModelIdentity, Variant, load_catalog
+from mflux_teacache_plugin.variants import (
+    Catalog,
+    Match,
+    ModelIdentity,
+    Variant,
+    beside_model,
+    load_catalog,
+    read_variant,
+)
 
 
 def registry() -> Registry:
@@ -49,11 +57,17 @@ def identity(model_config: Any, source: str | None) -> ModelIdentity:
 
 @dataclass(frozen=True)
 class Choice:
-    """What a model will run with. `match` is None where no coefficient file is for it and the method needs none."""
+    """What a model will run with.
+
+    Attributes:
+        match: None where no coefficient file is for it and the method needs none.
+        problem: what is wrong with the file beside the model, in a line; None if nothing is.
+    """
 
     adapter: Adapter
     method: Method
     match: Match | None
+    problem: str | None = None
 
     @property
     def variant(self) -> Variant | None:
@@ -86,10 +100,7 @@ def choose(
         VariantFileError: what the file recommends is no method.
     """
     serving = serving_adapters(pipeline)
-    if id is None:
-        match = files.match(identity(model_config, source), serving.keys())
-    else:
-        match = files.by_id(id) if id else None
+    match, problem = _match(files, model_config, source, serving, id)
     variant = None if match is None else match.variant
     if variant is not None and variant.adapter not in serving:
         raise UnsupportedModelError(
@@ -119,7 +130,32 @@ def choose(
             "docs/coefficient-files.md shows how",
         )
     method.check(variant)
-    return Choice(adapter, method, match)
+    return Choice(adapter, method, match, problem)
+
+
+def _match(
+    files: Catalog, model_config: Any, source: str | None, serving: Mapping[str, Adapter], id: str | None
+) -> tuple[Match | None, str | None]:
+    """The variant for a model, or of that id, also from a file beside its weights; and what is wrong with that file."""
+    beside, problem = _beside(source or model_config.model_name)
+    if id is not None:
+        if beside is not None and beside.id == id:
+            return Match(beside, "model", exact=True), None
+        return files.by_id(id) if id else None, None
+    if beside is None or files.explicit is not None:
+        return files.match(identity(model_config, source), serving.keys()), problem
+    return files.match_with(beside, identity(model_config, source), serving.keys()), problem
+
+
+def _beside(source: str) -> tuple[Variant | None, str | None]:
+    path = beside_model(source)
+    if path is None:
+        return None, None
+    try:
+        return read_variant(path), None
+    except VariantFileError as error:
+        why = "; ".join((error.cause or "").splitlines())
+        return None, f"{error.error}, so it is not used" + (f" ({why})" if why else "")
 
 
 def check_run(adapter: Adapter, pipeline: type, model_config: Any | None, options: Mapping[str, Any]) -> None:
@@ -131,6 +167,20 @@ def check_run(adapter: Adapter, pipeline: type, model_config: Any | None, option
     ratios = (options.get("step_cache_ratio"), options.get("teacache_ratio"))
     if any(ratio is not None for ratio in ratios) or options.get("use_step_cache"):
         raise ConflictError("mflux's own step cache is asked for too", hint="use either --teacache or mflux's option")
+
+
+def active_steps(adapter: Adapter, args: Any | None) -> int | None:
+    """How many steps of a command call the model, from its options; None if that is not known yet.
+
+    Image to image leaves out the first ones, as mflux's Config has it.
+    """
+    steps = getattr(args, "steps", None) if adapter.steps is None or args is None else adapter.steps(args)
+    strength = getattr(args, "image_strength", None) if getattr(args, "image_path", None) else None
+    if (edited := getattr(args, "strength", None)) is not None:  # Qwen-Image-2.1's edit: how much is made anew
+        strength = 1 - edited
+    if steps is None or strength is None or strength <= 0:
+        return steps
+    return steps - max(1, int(steps * min(1.0, strength)))
 
 
 def serving_adapters(pipeline: type) -> dict[str, Adapter]:

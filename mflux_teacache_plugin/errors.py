@@ -9,7 +9,7 @@ class TeaCacheError(Exception):
     Args:
         error: what could not be done, in one line.
         cause: why, one line per reason; may be left out.
-        hint: the mend; may be left out.
+        hint: the fix; may be left out.
     """
 
     def __init__(self, error: str, *, cause: str | None = None, hint: str | None = None) -> None:

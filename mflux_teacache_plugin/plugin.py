@@ -5,27 +5,24 @@ import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Iterable, Mapping, MutableMapping
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NoReturn
 
 from mflux_teacache_plugin import apply, choose, demo_model, hooks, methods, settings, summary
-from mflux_teacache_plugin.adapters import Adapter
 from mflux_teacache_plugin.caching.forecast import ORDERS
 from mflux_teacache_plugin.choose import Choice
-from mflux_teacache_plugin.errors import TeaCacheError, UnsupportedModelError
-from mflux_teacache_plugin.host import faults
+from mflux_teacache_plugin.errors import SettingsError, TeaCacheError, UnsupportedModelError
+from mflux_teacache_plugin.host import faults, versions
 from mflux_teacache_plugin.host.specs import hookimpl
-from mflux_teacache_plugin.settings import Settings
+from mflux_teacache_plugin.settings import OPTIONS, Settings
 from mflux_teacache_plugin.variants import Catalog
-
-#: Every option of ours.
-OPTIONS = (*settings.METHOD_OPTIONS, "--teacache-forecast", "--teacache-coefficients")
 
 _HELP = (
     "Skip the denoising steps that barely change the picture. VALUE is a speed-up such as 1.5x, with as many steps computed "
     "as give it; or TeaCache's threshold, above 0 and at most 2: higher skips more, steps are chosen while the image is "
-    "made, 0.2 is a good start for FLUX.1. Without a value, or with 'auto', what is recommended for the model; 'off' goes over "
+    "made, 0.2 is a good start for FLUX.1. Without a value, or with 'auto', what is recommended for the model; 'off' overrides "
     "MFLUX_TEACACHE and a -C file. mflux's own --teacache-ratio skips a fixed share of the steps, on some models."
 )
 
@@ -52,7 +49,7 @@ class Request:
             id=wanted.variant,
             options=options,
         )
-        choice.method.check_steps(_steps(choice.adapter, args))
+        choice.method.check_steps(choose.active_steps(choice.adapter, args))
         return choice
 
 
@@ -94,35 +91,24 @@ def mflux_add_options(parser: ArgumentParser, pipelines: list[type], rejected: M
     group = parser.add_argument_group(f"TeaCache (mflux-teacache-plugin {version('mflux-teacache-plugin')})")
     known = choose.parsers()
 
-    def method(text: str) -> settings.Value:
-        return methods.parse(text, known)
-
-    def named(name: str) -> Callable[[str], settings.Value]:
+    def value_of(name: str, prefix: str) -> Callable[[str], settings.Value]:
         def value(text: str) -> settings.Value:
-            return methods.parse(f"{name}:{text}", known)
+            return methods.parse(prefix + text, known)
 
+        value.__name__ = name  # argparse names it in errors
         return value
 
-    method.__name__, dualcache, seacache = "method", named("dualcache"), named("seacache")
-    dualcache.__name__, seacache.__name__ = "dualcache", "seacache"
     group.add_argument(
-        "--teacache", nargs="?", const=settings.AUTO, default=None, type=method, metavar="VALUE", help=_HELP
-    )
-    group.add_argument(
-        "--dualcache",
+        "--teacache",
+        nargs="?",
+        const=settings.AUTO,
         default=None,
-        type=dualcache,
-        metavar="PRESET",
-        help="Run the first blocks of each step, and skip the others where those changed little. PRESET is aggressive, "
-        "conservative, or settings such as F=8,B=0,rdt=0.08 (see docs/options.md).",
+        type=value_of("method", ""),
+        metavar="VALUE",
+        help=_HELP,
     )
-    group.add_argument(
-        "--seacache",
-        default=None,
-        type=seacache,
-        metavar="THRESHOLD",
-        help="As --teacache with a threshold, on a filtered signal that needs no coefficients; 0.3 is a good start.",
-    )
+    for name, (metavar, what) in methods.OPTIONS.items():
+        group.add_argument(f"--{name}", default=None, type=value_of(name, f"{name}:"), metavar=metavar, help=what)
     group.add_argument(
         "--teacache-forecast",
         choices=list(ORDERS),
@@ -155,6 +141,7 @@ def mflux_options_parsed(parser: ArgumentParser, args: Namespace, command: str, 
         _check_command(args, command, pipelines, wanted)
     except TeaCacheError as error:
         return impossible(wanted, parser, error)
+    _say_if_untested()
     try:
         args.teacache_request = Request(wanted, choose.catalog(wanted.coefficients), parser)
     except TeaCacheError as error:
@@ -167,41 +154,61 @@ def mflux_model_loading(pipeline: type, model_config: Any | None, source: str | 
     request: Request | None = getattr(args, "teacache_request", None)
     if request is None or model_config is None or args is None:
         return
-    try:
-        request.choose(pipeline, model_config, source, args)
-    except TeaCacheError as error:
-        impossible(request.wanted, request.parser, error)
+    if _choose(request, pipeline, model_config, source, args) is None:
         args.teacache_request = None
 
 
 @hookimpl(optionalhook=True)
 def mflux_model_loaded(model: Any, source: str | None, args: Namespace | None) -> None:
-    if args is None:
-        request = _ambient()
-    else:
-        request = getattr(args, "teacache_request", None)
-    if request is None:
+    request: Request | None = _ambient() if args is None else getattr(args, "teacache_request", None)
+    if request is None or (choice := _choose(request, type(model), model.model_config, source, args)) is None:
         return
-    wanted = request.wanted
     try:
-        choice = request.choose(type(model), model.model_config, source, args)
         handle = apply.apply_choice(model, choice)
     except TeaCacheError as error:
-        return impossible(wanted, request.parser, error)
-    if wanted.coefficients is not None:  # absolute: -C may replay it from another folder
-        handle.coefficients = str(wanted.coefficients.expanduser().absolute())
-    _notes(choice, model.model_config, source, wanted)
+        return impossible(request.wanted, request.parser, error)
+    coefficients = request.wanted.coefficients
+    if coefficients is not None:  # absolute: -C may replay it from another folder
+        handle.coefficients = str(coefficients.expanduser().absolute())
+    _notes(choice, model.model_config, source, request.wanted)
 
 
 @hookimpl(optionalhook=True)
 def mflux_generation_end(model: Any, image: Any | None) -> None:
     handle = apply.handle_of(model)
-    if handle is not None and image is not None:
+    if image is None:
+        return
+    if handle is None:  # for -C: this picture stays plain, whatever the environment asks for then
+        keys = {settings.METHOD_KEY: settings.OFF}
+        image.generation_parameters = {**(image.generation_parameters or {}), **keys}
+    else:
         _say(summary.summary(handle.stats.last, handle.method, handle.variant))
 
 
+@cache
+def _say_if_untested() -> None:
+    """Once in a process; what does not work with this mflux is then named by itself."""
+    found = versions.installed()
+    if found is not None and not versions.is_tested(found):
+        _say(f"mflux {found} is not among the tested versions ({versions.in_words()}); see mflux-teacache doctor")
+
+
+def _choose(
+    request: Request, pipeline: type, model_config: Any, source: str | None, args: Namespace | None
+) -> Choice | None:
+    """What the model will run with; None for plain mflux, which one line explains."""
+    try:
+        return request.choose(pipeline, model_config, source, args)
+    except TeaCacheError as error:
+        if isinstance(error, SettingsError) and request.wanted.method is None:
+            _say(f"nothing to skip, this run is plain mflux: {error.error}")  # that is what is recommended for it
+        else:
+            impossible(request.wanted, request.parser, error)
+        return None
+
+
 def _ambient() -> Request | None:
-    """The environment's wish for a model built in Python; what cannot be done is one warning."""
+    """What the environment asks for, for a model built in Python; what cannot be done is one warning."""
     try:
         wanted = settings.resolve(None, os.environ, choose.parse)
         return None if wanted is None else Request(wanted, choose.catalog(), ArgumentParser())
@@ -218,7 +225,7 @@ def _check_command(args: Namespace, command: str, pipelines: list[type], wanted:
         for adapter in choose.serving_adapters(pipeline).values():
             choose.check_run(adapter, pipeline, None, vars(args))
             if wanted.method is not None:
-                wanted.method.check_steps(_steps(adapter, args))
+                wanted.method.check_steps(choose.active_steps(adapter, args))
 
 
 def _why_not(pipelines: list[type]) -> str | None:
@@ -231,18 +238,12 @@ def _why_not(pipelines: list[type]) -> str | None:
     return None
 
 
-def _steps(adapter: Adapter, args: Namespace | None) -> int | None:
-    """How many steps a command will take, if that is known yet."""
-    if args is not None and adapter.steps is not None:
-        return adapter.steps(args)
-    return getattr(args, "steps", None)
-
-
 def _notes(choice: Choice, model_config: Any, source: str | None, wanted: Settings) -> None:
     """What is worth a line before the run."""
     name = source or model_config.model_name
-    for line in choice.method.notes(choice.variant, name):
-        _say(line)
+    for line in (choice.problem, *choice.method.notes(choice.variant, name)):
+        if line is not None:
+            _say(line)
     if choice.match is None:
         return
     variant = choice.match.variant

@@ -16,7 +16,10 @@ from mflux_teacache_plugin.methods.method import Method
 ENVIRONMENT = "MFLUX_TEACACHE"
 
 #: The options that name a method; one at a time.
-METHOD_OPTIONS = ("--teacache", "--dualcache", "--seacache")
+METHOD_OPTIONS = ("--teacache", *(f"--{name}" for name in methods.OPTIONS))
+
+#: Every option of ours.
+OPTIONS = (*METHOD_OPTIONS, "--teacache-forecast", "--teacache-coefficients")
 
 Value = Method | Literal["auto", "off"]
 
@@ -70,7 +73,8 @@ def resolve(
         return _settings(value, option, True, forecast, coefficients)
     if coefficients is not None:  # they ask for the cache too
         return _settings(AUTO, "--teacache-coefficients", True, forecast, coefficients)
-    request = _from_sidecar(args, parse) or _from_environment(environ, parse)
+    recorded = _from_sidecar(args, parse)
+    request = _from_environment(environ, parse) if recorded is None else recorded or None
     if forecast is None:
         return request
     option = "--teacache-forecast"
@@ -106,8 +110,8 @@ def _forecast_of(method: Method | None, forecast: str | None) -> Method | None:
     return method if method is None or forecast is None else method.with_forecast(forecast)
 
 
-def _from_sidecar(args: Namespace | None, parse: Callable[[str], Value]) -> Settings | None:
-    """What a `-C` file records; None without a file, or where the picture was made plain."""
+def _from_sidecar(args: Namespace | None, parse: Callable[[str], Value]) -> Settings | Literal[False] | None:
+    """What a `-C` file records: False for a picture that was made plain; None without a file, or if it does not say."""
     sidecar = getattr(args, "config_from_metadata", None)
     if not sidecar:
         return None
@@ -126,10 +130,10 @@ def _from_sidecar(args: Namespace | None, parse: Callable[[str], Value]) -> Sett
         value = parse(method)
     except ArgumentTypeError as error:
         raise SettingsError(
-            error=f"{path}: {METHOD_KEY}: {error}", hint="correct the file, or pass --teacache to go over it"
+            error=f"{path}: {METHOD_KEY}: {error}", hint="correct the file, or pass --teacache to override it"
         ) from None
     if value == OFF:
-        return None
+        return False
     coefficients = texts[COEFFICIENTS_KEY]
     return Settings(
         None if isinstance(value, str) else value,

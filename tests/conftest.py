@@ -1,9 +1,15 @@
-"""Every test leaves the process as it found it, and none sees the user's own settings."""
+"""Every test leaves the process as it found it, and none sees the user's own settings.
+
+`make test` runs the suite in several processes (pytest-xdist): what a test changes, it changes in its own.
+"""
 
 import importlib
 import os
 import shutil
 import sys
+import tempfile
+import zlib
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -26,12 +32,44 @@ _PATCHED = (
 )
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The demo model first: it needs mflux in its own sizes, which the tiny models change for the rest of the session.
+#: Need mflux in its own sizes, which the tiny models change for the rest of the session.
+FIRST = ("test_demo_model.py", "test_cache_dit.py")
 
-    On a CPU, MLX compiles with g++.
+#: One after the other in one process, for they share what is dear to make. This group also gets what goes FIRST, all
+#: that is marked `compiles`, and what is in it by name: a kernel takes g++ most of a second, and each process has its own.
+COMPILED, PACKAGING = "compiled", "packaging"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Several processes share the machine: one thread each for the matrices, and a folder each for MLX's compiled code.
+
+    MLX compiles into the folder for temporary files, and two processes that compile the same would read each other's
+    half-written files. The folder stays, so the next session finds what this one compiled.
     """
-    items.sort(key=lambda item: item.path.name not in ("test_demo_model.py", "test_cache_dit.py"))
+    worker = os.environ.get("PYTEST_XDIST_WORKER")
+    if worker is not None:
+        environment = zlib.crc32(sys.prefix.encode())
+        folder = Path(tempfile.gettempdir()) / f"mflux-teacache-tests-{os.getuid()}-{environment:08x}-{worker}"
+        folder.mkdir(exist_ok=True)
+        os.environ["TMPDIR"] = str(folder)
+    elif config.getoption("numprocesses", None):
+        for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"):  # read when a worker starts
+            os.environ.setdefault(name, "1")
+
+
+@pytest.hookimpl(tryfirst=True)  # xdist looks for the groups in the same hook
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The demo model first, and what belongs together in one process. On a CPU, MLX compiles with g++."""
+    for item in items:
+        group = None
+        if item.path.name in FIRST or item.get_closest_marker("compiles"):
+            group = COMPILED
+        elif item.get_closest_marker("packaging"):
+            group = PACKAGING
+        if group is not None:
+            item.add_marker(pytest.mark.xdist_group(group))
+    groups = {item: mark.args[0] for item in items if (mark := item.get_closest_marker("xdist_group"))}
+    items.sort(key=lambda item: (item.path.name not in FIRST, groups.get(item) != COMPILED, item not in groups))
     if sys.platform != "darwin" and shutil.which("g++") is None:
         for item in items:
             if item.get_closest_marker("compiles") is not None:

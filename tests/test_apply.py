@@ -1,13 +1,15 @@
 """`apply_teacache` on real pipelines: what it returns, what it refuses, and what it survives."""
 
 import warnings
+from dataclasses import replace
 
 import mlx.core as mx
 import numpy as np
 import pytest
 
 import mflux_teacache_plugin
-from mflux_teacache_plugin import apply_teacache
+from mflux_teacache_plugin import apply_teacache, choose
+from mflux_teacache_plugin.apply import apply_choice
 from mflux_teacache_plugin.errors import (
     AlreadyAppliedError,
     ConflictError,
@@ -381,3 +383,14 @@ def test_seacache_skips_by_a_filtered_signal_and_needs_no_numbers(tiny, eager, c
     with apply_teacache(model, NEVER, variant=a_variant(case)) as handle:
         case.generate(model, tiny, num_inference_steps=6)
     assert handle.stats.last.changes != pytest.approx(filtered, rel=1e-3), "the signal itself changes otherwise"
+
+
+def test_a_tap_that_a_newer_mflux_has_no_more_is_named_and_a_speed_up_still_works(model, tiny, monkeypatch):
+    choice = choose.choose(type(model), model.model_config, None, choose.catalog(), method=TeaCache(0.2))
+    gone = replace(choice, adapter=replace(choice.adapter, taps=replace(choice.adapter.taps, final="norm_gone")))
+    with pytest.raises(UnsupportedModelError, match="does not work with this version of mflux") as error:
+        apply_choice(model, gone)
+    assert "norm_gone" in error.value.cause and "1.5x" in error.value.hint
+    with apply_choice(model, replace(gone, method=Speedup(1.5))) as handle:
+        FLUX1.generate(model, tiny, num_inference_steps=6)
+    assert handle.stats.skipped > 0

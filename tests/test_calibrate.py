@@ -233,6 +233,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+@pytest.mark.xdist_group("compiled")
 def test_two_ranks_write_what_one_process_writes(tmp_path, prompts):
     """With the demo model, in processes of their own."""
     launcher = [Path(sysconfig.get_path("scripts"), "mlx.launch"), "-n", "2", "--backend", "ring", "--"]

@@ -467,6 +467,7 @@ def test_a_command_that_cannot_be_cached_is_told_without_a_run(words: list[str],
     assert error in str(raised.value)
 
 
+@pytest.mark.xdist_group("compiled")
 def test_compare_on_the_demo_model(tmp_path) -> None:
     """Through mflux's own command, each run in a process of its own."""
     options = [

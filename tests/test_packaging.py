@@ -105,7 +105,7 @@ def test_metadata(wheel_files):
     assert "Tag: py3-none-any" in dist_info(wheel_files, "WHEEL")
     assert "Apache License" in dist_info(wheel_files, "licenses/LICENSE")
     requirements = metadata.get_all("Requires-Dist")
-    assert "mflux<0.25,>=0.22" in requirements
+    assert "mflux>=0.22" in requirements
     assert not any("torch" in requirement for requirement in requirements)
 
 

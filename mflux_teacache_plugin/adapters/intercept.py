@@ -100,9 +100,8 @@ class Interception:
 
 
 def lists_of_blocks(model: Any, adapter: Adapter) -> Mapping[str, Any]:
-    """The transformer's lists of blocks by name; empty where nobody has said where they are."""
-    if adapter.taps is None:
-        return {}
+    """The transformer's lists of blocks by name. AttributeError where it has none of that name."""
+    assert adapter.taps is not None  # `choose` has seen to it
     transformer = getattr(model, adapter.transformer)
     return {name: getattr(transformer, name) for name in adapter.taps.blocks}
 

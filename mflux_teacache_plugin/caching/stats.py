@@ -80,6 +80,10 @@ class Stats:
         self.generations.append(Generation(steps))
         return self.last
 
+    def __repr__(self) -> str:
+        skipped, steps = self.skipped, _whole(self.skipped + self.computed)
+        return f"{skipped:.4g} of {steps:.4g} steps skipped"
+
     @property
     def last(self) -> Generation:
         """The newest generation; IndexError before the first."""

@@ -28,6 +28,9 @@ BUILT_IN: dict[str, Parser] = {
     "seacache": seacache.parse,
 }
 
+#: Methods with an option of their own: name → what stands for its value, and its help.
+OPTIONS = {"dualcache": dualcache.OPTION, "seacache": seacache.OPTION}
+
 
 def parse(text: str, known: Mapping[str, Parser] = BUILT_IN) -> Method | Literal["auto", "off"]:
     """The method that a text names, or `auto` or `off`. ArgumentTypeError, with the fix, if it names none."""

@@ -101,6 +101,13 @@ class DualCacheGate:
         return Verdict(skip=False, reason="threshold reached", accumulated=self._sum)
 
 
+#: Its own option beside `--teacache dualcache:SETTING`: what stands for its value, and its help.
+OPTION = (
+    "PRESET",
+    "Run the first blocks of each step, and skip the others where those changed little. PRESET is aggressive, "
+    "conservative, or settings such as F=8,B=0,rdt=0.08 (see docs/options.md).",
+)
+
 _SPREAD = {"min": 0.0, "25 %": 0.25, "50 %": 0.5, "75 %": 0.75, "max": 1.0}  # quantiles
 
 

@@ -144,7 +144,7 @@ class Method:
             return "no step's signal could be compared with the step before"
         if variant is not None and variant.distilled:
             return "a distilled model takes few, large steps; use a base model to gain from skipping"
-        estimates = [each.accumulated for each in generation.decisions if each.accumulated is not None]
+        estimates = [each.accumulated for each in generation.decisions if each.accumulated]  # 0: nothing was estimated
         if not estimates:
             return f"the smallest change between two steps was {min(generation.changes):.3g}"
         return f"the smallest estimated change was {min(estimates):.3g}; a threshold above that skips"

@@ -76,6 +76,13 @@ def _circular(gain: np.ndarray) -> mx.array:
     return mx.array(kernel[(index[:, None] - index) % len(gain)].astype(np.float32))
 
 
+#: Its own option beside `--teacache seacache:SETTING`: what stands for its value, and its help.
+OPTION = (
+    "THRESHOLD",
+    "As --teacache with a threshold, on a filtered signal that needs no coefficients; 0.3 is a good start.",
+)
+
+
 @dataclass(frozen=True)
 class SeaCache(Method):
     """TeaCache's rule on a signal that has passed SeaCache's filter, whose change needs no polynomial."""

@@ -1,6 +1,6 @@
 """Coefficient files: their schema, where they are looked for, and which one is for a loaded model. No mflux import."""
 
-from mflux_teacache_plugin.variants.catalog import Catalog, Entry, Match, ModelIdentity, load_catalog
+from mflux_teacache_plugin.variants.catalog import Catalog, Entry, Match, ModelIdentity, beside_model, load_catalog
 from mflux_teacache_plugin.variants.variant import Guard, Profile, Provenance, StepList, Variant, read_variant
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "Provenance",
     "StepList",
     "Variant",
+    "beside_model",
     "load_catalog",
     "read_variant",
 ]

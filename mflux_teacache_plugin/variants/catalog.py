@@ -13,13 +13,13 @@ from pathlib import Path
 import platformdirs
 
 from mflux_teacache_plugin.errors import UnsupportedModelError, VariantFileError
-from mflux_teacache_plugin.variants.variant import Variant, read_variant
+from mflux_teacache_plugin.variants.variant import BESIDE_MODEL, Variant, read_variant
 
 #: Files and folders to search, separated like PATH.
 ENVIRONMENT_VARIABLE = "MFLUX_TEACACHE_COEFFICIENTS"
 
 #: Where a variant can come from, the strongest first.
-ORIGINS = ("option", "environment", "user", "plugin", "package")
+ORIGINS = ("option", "environment", "user", "model", "plugin", "package")
 
 
 @dataclass(frozen=True)
@@ -128,6 +128,31 @@ class Catalog:
         entry = self.variants[id]
         return Match(entry.variant, entry.origin, exact=True)
 
+    def match_with(self, beside: Variant, identity: ModelIdentity, adapters: Collection[str]) -> Match | None:
+        """As `match`, with a variant that lies beside the model's weights: after the user's own, before others."""
+        match = self.match(identity, adapters)
+        if beside.adapter not in adapters:
+            return match
+        if match is not None and ORIGINS.index(match.origin) < ORIGINS.index("model"):
+            return match
+        return Match(beside, "model", exact=True)
+
+
+def beside_model(source: str) -> Path | None:
+    """The coefficient file in the folder, or the downloaded snapshot, that a model is loaded from; None if there is none.
+
+    mflux downloads only what it loads, so of a model on the hub the file is there once somebody has fetched it.
+    """
+    path = Path(source).expanduser() / BESIDE_MODEL
+    if path.is_file():
+        return path
+    if source.count("/") != 1 or source.startswith((".", "~", "/")):
+        return None
+    from huggingface_hub import try_to_load_from_cache
+
+    cached = try_to_load_from_cache(source, BESIDE_MODEL)
+    return Path(cached) if isinstance(cached, str) else None
+
 
 _EXACT, _RESEMBLES = 2, 1
 
@@ -210,7 +235,7 @@ def load_catalog(
         "package": [packaged_folder()],
     }
     for origin in ORIGINS:
-        _add_origin(catalog, origin, sources[origin])
+        _add_origin(catalog, origin, sources.get(origin, ()))
     if explicit is not None and Path(explicit).expanduser().is_file():
         catalog.explicit = next((entry for entry in catalog.variants.values() if entry.origin == "option"), None)
     if strict and catalog.problems:

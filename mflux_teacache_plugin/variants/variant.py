@@ -16,6 +16,9 @@ from mflux_teacache_plugin import checks
 from mflux_teacache_plugin.checks import Problems, as_table, check_table, key_field, show
 from mflux_teacache_plugin.errors import VariantFileError
 
+#: The name of a coefficient file that lies in its model's folder; there the id need not be the file's name.
+BESIDE_MODEL = "teacache.toml"
+
 #: The schema this version reads. It grows when an old reader would misread a new file.
 SCHEMA = 1
 
@@ -174,7 +177,7 @@ def read_variant(path: Path) -> Variant:
     values = check_table(Variant, data, problems)
     if not problems:
         _judge_as_a_whole(values, problems)
-    if values.get("id") and values["id"] != path.stem:
+    if values.get("id") and values["id"] != path.stem and path.name != BESIDE_MODEL:
         problems.add("id", f'"{values["id"]}" is not the name of the file', "rename the file or change the id")
     if problems:
         raise VariantFileError(

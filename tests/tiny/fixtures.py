@@ -1,5 +1,6 @@
 """A pytest plugin: load it with `pytest_plugins = ["tests.tiny.fixtures"]`."""
 
+import gc
 import os
 from collections.abc import Iterator
 
@@ -26,8 +27,14 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tiny]:
-    """Tiny mflux for the whole session: `tiny.checkpoint(kind)`, `tiny.pictures`, and whatever a `Case` needs."""
+    """Tiny mflux for the whole session: `tiny.checkpoint(kind)`, `tiny.pictures`, and whatever a `Case` needs.
+
+    mflux's commands collect garbage twice each, which costs as much as a tiny picture with all of mflux's modules to
+    look through; so these are left out from here on.
+    """
     with tiny_mflux(tmp_path_factory.mktemp("tiny")) as workspace:
+        gc.collect()
+        gc.freeze()
         yield workspace
 
 
