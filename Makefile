@@ -9,7 +9,7 @@ COMPAT := 0.22 0.23
 TOUCHING_MFLUX := adapters apply commands demo_model dualcache families host options startup tiny
 PYTHONS := 3.12 3.13
 # import, start-up, options as text, files, and what is computed without a model
-TOUCHING_PYTHON := cli coefficients commands forecast methods placement settings startup teacache variants
+TOUCHING_PYTHON := cli coefficients commands forecast methods layers settings speedup startup teacache variants
 
 BIN := .venv/bin
 READY := .venv/.ready
