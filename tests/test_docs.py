@@ -18,7 +18,7 @@ from mflux_teacache_plugin import Handle, apply_teacache, cli, hooks
 from mflux_teacache_plugin import settings as settings_module
 from mflux_teacache_plugin.api import Method
 from mflux_teacache_plugin.caching.stats import Decision, Generation, Stats
-from mflux_teacache_plugin.host import specs
+from mflux_teacache_plugin.host import specs, versions
 from mflux_teacache_plugin.methods import parse
 from mflux_teacache_plugin.methods.dualcache import DualCacheSettings
 from mflux_teacache_plugin.methods.teacache import TeaCache
@@ -325,6 +325,12 @@ def test_the_addresses_of_the_project_are_of_its_repository() -> None:
         assert address.startswith(REPOSITORY), name
         if address.startswith(OWN[0]):
             assert (ROOT / address.removeprefix(OWN[0])).exists(), f"pyproject.toml: {name} leads nowhere"
+
+
+@pytest.mark.parametrize("file", ["README.md", "docs/troubleshooting.md"])
+def test_the_tested_versions_of_mflux_are_named(file: str) -> None:
+    named = re.findall(r"tested with mflux ([0-9., and]+[0-9])", PAGES[file])
+    assert named == [" and ".join(versions.in_words().rsplit(", ", 1))]
 
 
 def test_the_bug_form_asks_for_what_doctor_prints() -> None:
