@@ -40,7 +40,7 @@ THRESHOLDS = {
     "SeaCache": "seacache:{}",
     "SeaCache + linear": "seacache:{}+linear",
 }
-PLACED = {"placed, reuse": "{}x+reuse", "placed": "{}x", "placed, quadratic": "{}x+quadratic"}
+SCHEDULES = {"schedule, reuse": "{}x+reuse", "schedule": "{}x", "schedule, quadratic": "{}x+quadratic"}
 #: Of the method whose threshold has to be tried.
 TRIED = {
     "DualCache": "dualcache:F=1,B=0,rdt={},warmup=4",
@@ -48,8 +48,8 @@ TRIED = {
 }
 TRIES = (0.05, 0.1, 0.2, 0.4, 0.8)
 #: Made first, for all steps and guidances, so that a run that is stopped shows what matters.
-FIRST = (PLAIN, "placed", "TeaCache")
-METHODS = (*FIRST, *(method for method in (*PLACED, *THRESHOLDS, *TRIED) if method not in FIRST))
+FIRST = (PLAIN, "schedule", "TeaCache")
+METHODS = (*FIRST, *(method for method in (*SCHEDULES, *THRESHOLDS, *TRIED) if method not in FIRST))
 SHARES = (0.75, 0.6, 0.5, 0.35, 0.25)
 #: A share in the table stands for what was computed within this distance of it.
 NEAR = 0.08
@@ -228,9 +228,11 @@ def settings(method: str, steps: int, guidance: float, args: argparse.Namespace,
     counts = {share: round(share * steps) for share in args.shares}
     if method == PLAIN:
         return {str(count): share for share, count in counts.items()}
-    if method in PLACED:
+    if method in SCHEDULES:
         # rounded down, for a speed-up that is rounded up costs a step
-        return {PLACED[method].format(math.floor(1e4 * steps / count) / 1e4): share for share, count in counts.items()}
+        return {
+            SCHEDULES[method].format(math.floor(1e4 * steps / count) / 1e4): share for share, count in counts.items()
+        }
     wanted = {"method": base(method), "setting": unreachable(base(method)), "steps": steps, "guidance": guidance}
     recorded = [row["changes"] for row in rows if wanted.items() <= row.items() and row["pair"] < PROBES]
     found = thresholds(base(method), steps, recorded, args.shares)
@@ -401,7 +403,7 @@ def main() -> None:
     parser.add_argument("--guidances", type=float, nargs="+", default=[4.0, 1.0, 10.0, 20.0])
     parser.add_argument("--shares", type=float, nargs="+", default=list(SHARES))
     parser.add_argument("--methods", nargs="+", choices=(*METHODS, RIVAL), help="default: all")
-    parser.add_argument("--recommended", choices=METHODS, default="placed", help="whose gains are tabled")
+    parser.add_argument("--recommended", choices=METHODS, default="schedule", help="whose gains are tabled")
     parser.add_argument("--mlx-teacache", type=Path, metavar="FOLDER", help="the unpacked wheel of mlx-teacache")
     parser.add_argument("--table", type=Path, help="a Markdown file with the line <!-- frontier -->; default: stdout")
     parser.add_argument("--plot", type=Path)
