@@ -16,11 +16,8 @@ from pathlib import Path
 from mflux_teacache_plugin import _startup, choose
 from mflux_teacache_plugin.caching.taps import module_at
 from mflux_teacache_plugin.cli import output
-from mflux_teacache_plugin.host import bridge
+from mflux_teacache_plugin.host import bridge, versions
 from mflux_teacache_plugin.host.manager import LOAD_PLUGINS, load_plugins
-
-#: The versions of mflux that the tests run on: the first one tested, and the first one that is not.
-TESTED_MFLUX = ((0, 22), (0, 25))
 
 START_UP_FILE = "mflux_teacache_plugin_startup.pth"
 
@@ -71,12 +68,10 @@ def _versions() -> Iterator[Finding]:
     if found is None:
         yield Finding(PROBLEM, "mflux", "not installed", "pip install mflux")
         return
-    low, high = TESTED_MFLUX
-    range_ = f">={low[0]}.{low[1]},<{high[0]}.{high[1]}"
-    if low <= tuple(int(part) for part in found.split(".")[:2]) < high:
-        yield Finding(OK, "mflux", f"{found} (tested: {range_})")
-    else:
-        yield Finding(PROBLEM, "mflux", f"{found} is not among the tested {range_}", f'pip install "mflux{range_}"')
+    if versions.is_tested(found):
+        yield Finding(OK, "mflux", f"{found} (tested: {versions.in_words()})")
+    else:  # what does not fit it is a problem of its own, below
+        yield Finding(NOTE, "mflux", f"{found} is not among the tested {versions.in_words()}", "report what fails")
 
 
 def _version(name: str) -> str | None:
