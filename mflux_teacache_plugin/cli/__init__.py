@@ -28,6 +28,7 @@ VERBS = {
 
 
 def build_parser() -> argparse.ArgumentParser:
+    """The whole command line."""
     parser = argparse.ArgumentParser(prog="mflux-teacache", description="TeaCache for mflux's image commands.")
     parser.add_argument("--version", action="version", version=version("mflux-teacache-plugin"))
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
