@@ -16,11 +16,8 @@ from pathlib import Path
 from mflux_teacache_plugin import _startup, choose
 from mflux_teacache_plugin.caching.taps import module_at
 from mflux_teacache_plugin.cli import output
-from mflux_teacache_plugin.host import bridge
+from mflux_teacache_plugin.host import bridge, versions
 from mflux_teacache_plugin.host.manager import LOAD_PLUGINS, load_plugins
-
-#: The versions of mflux that the tests run on: the first one tested, and the first one that is not.
-TESTED_MFLUX = ((0, 22), (0, 25))
 
 START_UP_FILE = "mflux_teacache_plugin_startup.pth"
 
@@ -67,16 +64,14 @@ def examine() -> Iterator[Finding]:
 def _versions() -> Iterator[Finding]:
     yield Finding(OK, "mflux-teacache-plugin", version("mflux-teacache-plugin"))
     yield Finding(OK, "mlx", _version("mlx") or "not installed by name")
-    found = _version("mflux")
+    found, tested = _version("mflux"), f"tested: {versions.in_words()}"
     if found is None:
         yield Finding(PROBLEM, "mflux", "not installed", "pip install mflux")
-        return
-    low, high = TESTED_MFLUX
-    range_ = f">={low[0]}.{low[1]},<{high[0]}.{high[1]}"
-    if low <= tuple(int(part) for part in found.split(".")[:2]) < high:
-        yield Finding(OK, "mflux", f"{found} (tested: {range_})")
+    elif versions.is_tested(found):
+        yield Finding(OK, "mflux", f"{found} ({tested})")
     else:
-        yield Finding(PROBLEM, "mflux", f"{found} is not among the tested {range_}", f'pip install "mflux{range_}"')
+        fix = f'nothing, as long as it works; else pip install "mflux=={versions.TESTED[-1]}.*"'
+        yield Finding(NOTE, "mflux", f"{found} is not among the tested versions ({tested})", fix)
 
 
 def _version(name: str) -> str | None:
