@@ -258,10 +258,9 @@ def test_doctor_and_a_plugin_that_is_switched_off(examine, monkeypatch) -> None:
 def test_doctor_and_an_untested_mflux(number: str, examine, monkeypatch, tmp_path) -> None:
     install(tmp_path, "mflux", number, monkeypatch)
     code, found = examine()
-    assert code == 0, "what does not work is found by itself"
-    assert found["mflux"].status == "note"
-    assert found["mflux"].detail == f"{number} is not among the tested versions (tested: 0.22, 0.23, 0.24)"
-    assert found["mflux"].fix.endswith('pip install "mflux==0.24.*"')
+    assert code == 0, "what does not fit it is a problem of its own"
+    assert found["mflux"].status == doctor.NOTE
+    assert found["mflux"].detail == f"{number} is not among the tested 0.22, 0.23, 0.24"
 
 
 def test_doctor_without_mflux(examine, monkeypatch) -> None:

@@ -21,7 +21,6 @@ VERBS = {
     "doctor": ("doctor", "check the installation, each problem with its fix"),
     "exec": ("exec", "run an mflux command or a Python script with the plugin, without the start-up file"),
     "calibrate": ("calibrate", "measure a model's own coefficient file with an mflux command"),
-    "fit": ("fit", "make a coefficient file of recorded traces"),
     "compare": ("compare", "make one picture with several settings, and show how near they come to plain mflux"),
     "bench": ("bench", "measure settings over a suite of models, prompts and seeds"),
     "demo": ("demo", "bench the demo model: plain, with TeaCache, and plain in as many steps"),

@@ -64,14 +64,14 @@ def examine() -> Iterator[Finding]:
 def _versions() -> Iterator[Finding]:
     yield Finding(OK, "mflux-teacache-plugin", version("mflux-teacache-plugin"))
     yield Finding(OK, "mlx", _version("mlx") or "not installed by name")
-    found, tested = _version("mflux"), f"tested: {versions.in_words()}"
+    found = _version("mflux")
     if found is None:
         yield Finding(PROBLEM, "mflux", "not installed", "pip install mflux")
-    elif versions.is_tested(found):
-        yield Finding(OK, "mflux", f"{found} ({tested})")
-    else:
-        fix = f'nothing, as long as it works; else pip install "mflux=={versions.TESTED[-1]}.*"'
-        yield Finding(NOTE, "mflux", f"{found} is not among the tested versions ({tested})", fix)
+        return
+    if versions.is_tested(found):
+        yield Finding(OK, "mflux", f"{found} (tested: {versions.in_words()})")
+    else:  # what does not fit it is a problem of its own, below
+        yield Finding(NOTE, "mflux", f"{found} is not among the tested {versions.in_words()}", "report what fails")
 
 
 def _version(name: str) -> str | None:

@@ -1,13 +1,14 @@
-"""Run one of mflux's commands in this process, with the plugins and, if wanted, one more that listens."""
+"""Run one of mflux's commands in this process, with one more plugin that listens, if wanted.
+
+That mflux calls plugins at all is `bridge`'s: whoever runs a command has asked for it (`_startup.activate`).
+"""
 
 import sys
 from collections.abc import Sequence
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
-from mflux_teacache_plugin.host.imports import when_imported
 from mflux_teacache_plugin.host.manager import load_plugins
 
 
@@ -22,18 +23,13 @@ def find(word: str) -> EntryPoint | None:
     return next(iter(found), None)
 
 
-def connect() -> None:
-    """Have mflux call the plugins from its import on, or from now on; a second call does nothing."""
-    when_imported("mflux", _install)
-
-
 def run(command: EntryPoint, options: Sequence[str], listener: object | None = None) -> Any:
     """Run a command to its end; returns what it returns. `sys.argv` is what it was afterwards.
 
     Args:
         command: as `find` gives it.
         options: of its command line.
-        listener: a plugin for this run, called before all others unless its hooks say otherwise. It needs `connect`.
+        listener: a plugin for this run, called before all others unless its hooks say otherwise.
 
     Raises:
         Leave: the listener raised it.
@@ -48,9 +44,3 @@ def run(command: EntryPoint, options: Sequence[str], listener: object | None = N
         if listener is not None:
             load_plugins().manager.unregister(listener)
         sys.argv = before
-
-
-def _install(_mflux: ModuleType) -> None:
-    from mflux_teacache_plugin.host.bridge import install  # only a process that imports mflux needs it
-
-    install()
