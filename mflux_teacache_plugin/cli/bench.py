@@ -74,7 +74,7 @@ def bench(args: argparse.Namespace, wanted: Suite, out: Path) -> int:
 
 def _measure(wanted: Suite, items: Sequence[tuple[int, Case]], ledger: Ledger, pictures: Path) -> list[list[Shot]]:
     """A round of shots for each item of this rank. What can be known to be wrong is told before the first of them."""
-    missing = [case for repetition, case in items if _is_missing(ledger, case, repetition)]
+    missing = [case for repetition, case in items if not ledger.has(case, repetition)]
     first = {case.group: case for case in reversed(missing)}  # of each group, one that is to be made
     for case in first.values():
         runs.check(case.command.with_options(steps=case.steps), case.settings)
@@ -87,7 +87,3 @@ def _measure(wanted: Suite, items: Sequence[tuple[int, Case]], ledger: Ledger, p
                     warm(case, setting, case.steps, 0)
         make = counted(ledger.keeping(series.maker(pictures)))
         return [series.one_round(case, repetition, make) for repetition, case in items]
-
-
-def _is_missing(ledger: Ledger, case: Case, repetition: int) -> bool:
-    return any(ledger.find(case, setting, case.steps, repetition) is None for setting in (OFF, *case.settings))

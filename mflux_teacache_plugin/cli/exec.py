@@ -33,6 +33,5 @@ def run(args: argparse.Namespace) -> int:
         sys.path.insert(0, str(script.parent.resolve()))
         runpy.run_path(words[0], run_name="__main__")
         return 0
-    raise SettingsError(
-        f"{words[0]} is neither an mflux command nor a Python script", hint="check the name; options come after it"
-    )
+    error = f"{words[0]} is neither an mflux command nor a Python script"
+    raise SettingsError(error, hint="check the name; options come after it")

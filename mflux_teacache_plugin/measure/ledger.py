@@ -61,6 +61,10 @@ class Ledger:
         entry = self._known.get(self._key(case, setting, steps, repetition))
         return Shot.of(entry) if entry is not None and (self._pictures / entry["file"]).exists() else None
 
+    def has(self, case: Case, repetition: int) -> bool:
+        """Whether the case was made plain and with each of its settings."""
+        return all(self.find(case, setting, case.steps, repetition) for setting in (OFF, *case.settings))
+
     def keeping(self, make: Maker) -> Maker:
         """`make`, but for what is there already."""
 

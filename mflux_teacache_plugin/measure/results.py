@@ -19,12 +19,8 @@ class Cost:
     """What the pictures of one way took: means over the cases, of medians over the repetitions.
 
     Attributes:
-        computed: steps computed.
-        seconds: of the denoising loop.
-        step_seconds: the same by the loop's steps.
-        wall: seconds of the process.
-        memory: the process's highest peak, in bytes.
-        mlx_memory: MLX's highest peak, in bytes.
+        seconds, step_seconds: of the denoising loop, and by its steps; `wall` of the whole process.
+        memory, mlx_memory: highest peak in bytes, the process's and MLX's own.
     """
 
     computed: float
@@ -68,9 +64,8 @@ class Row:
     @property
     def gain(self) -> float:
         """By how many dB it comes nearer than plain mflux with as many steps."""
-        return (
-            0.0 if self.quality is None or self.fewer_quality is None else self.quality.psnr - self.fewer_quality.psnr
-        )
+        rival = self.fewer_quality
+        return 0.0 if self.quality is None or rival is None else self.quality.psnr - rival.psnr
 
 
 def rows(
@@ -102,10 +97,8 @@ def rows(
         if setting == OFF:
             return Row(*common)
         quality, other_quality = (summarize([near[each[0].file] for each in way]) for way in (cached, fewer))
-        other_speedup = full.seconds / max(other.seconds, 1e-9)
-        return Row(
-            *common, _advice(skipped, speedup, quality, other_quality), quality, other, other_quality, other_speedup
-        )
+        rival = (quality, other, other_quality, full.seconds / max(other.seconds, 1e-9))
+        return Row(*common, _advice(skipped, speedup, quality, other_quality), *rival)
 
     groups = [[case for case in cases if case.group == group] for group in dict.fromkeys(group_of.values())]
     return [row(setting, of_group) for of_group in groups for setting in (OFF, *of_group[0].settings)]

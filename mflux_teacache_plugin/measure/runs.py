@@ -164,17 +164,9 @@ def picture(command: Command, wanted: str, file: Path) -> Run:
     steps = int(recorded["steps"])
     strength = recorded.get("image_strength") or 0.0  # where the loop starts, as mflux has it
     total = steps - max(1, int(steps * min(strength, 1.0))) if strength > 0 else steps
-    return Run(
-        steps,
-        recorded.get("teacache_computed", total),
-        recorded.get("teacache_skipped", 0),
-        float(recorded["generation_time_seconds"]),
-        wall,
-        peak["memory"],
-        peak["mlx_memory"],
-        recorded.get("teacache_method"),
-        total,
-    )
+    computed, skipped = recorded.get("teacache_computed", total), recorded.get("teacache_skipped", 0)
+    seconds, method = float(recorded["generation_time_seconds"]), recorded.get("teacache_method")
+    return Run(steps, computed, skipped, seconds, wall, peak["memory"], peak["mlx_memory"], method, total)
 
 
 def _environment() -> dict[str, str]:

@@ -112,16 +112,13 @@ def gather_files(files: Sequence[Path], folder: Path) -> None:
         return
     numbers = [int(data) for data in _all_gather(str(len(files)).encode())]
     for index in range(max(numbers)):
-        own = files[index] if index < len(files) else None
-        name = "" if own is None else own.relative_to(folder).as_posix()
-        contents = b"" if own is None else own.read_bytes()
-        names, data = _all_gather(name.encode()), _all_gather(contents)
-        if rank == 0:
-            for each, content in zip(names, data, strict=True):
-                target = folder / each.decode()
-                if each and not target.exists():
-                    target.parent.mkdir(parents=True, exist_ok=True)
-                    target.write_bytes(content)
+        own = [f.relative_to(folder).as_posix().encode() + b"\0" + f.read_bytes() for f in files[index : index + 1]]
+        for data in filter(None, _all_gather(b"".join(own))):
+            name, _, contents = data.partition(b"\0")
+            target = folder / name.decode()
+            if rank == 0 and not target.exists():
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_bytes(contents)
 
 
 def _every(value: Any) -> list[Any]:
