@@ -26,6 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_common(parser: argparse.ArgumentParser) -> None:
+    """`--fresh` and `--format`."""
     parser.add_argument("--fresh", action="store_true", help="measure again what the folder holds already")
     output.add_format(parser)
 
