@@ -114,5 +114,5 @@ def _print(found: Calibration, format: str) -> None:
         )
         return
     if found.rows:
-        output.print_findings(found.rows, {}, format)
+        output.print_table(results.HEAD, [line for row in found.rows for line in results.cells(row)])
     print(f"\n{variant.provenance.notes}\n\nwrote {found.file}\nreport: {report}")
