@@ -41,7 +41,7 @@ FEWEST_STEPS = 4
 
 COMMENT = "Made by `mflux-teacache calibrate`. Every key: docs/coefficient-files.md."
 
-SECONDS = "Seconds are those of one process, one setting after the other: for exact ones use `mflux-teacache bench`."
+SECONDS = "Seconds are counted: the steps computed, at the pace of all steps. `mflux-teacache bench` measures them."
 
 UNKNOWN_LICENCE = "unknown; see the model's own page"
 
@@ -161,7 +161,10 @@ class Calibration:
         facts = {"variant": as_table(variant)}
         self.rows, _ = report.conclude(title, about.strip(), facts, cases, shots, pictures, self.place)
         if cases:
-            notes = [f"Tried on {len(cases)} prompts held out. {results.verdict(self.rows)}", *notes]
+            notes = [
+                f"Held-out prompts on which settings were tried: {len(cases)}. {results.verdict(self.rows)}",
+                *notes,
+            ]
         self.variant = propose.recommending(variant, self.rows, notes)
         coefficient_file.write(self.variant, self.file, COMMENT, self.force)
 
