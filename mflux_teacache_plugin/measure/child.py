@@ -34,6 +34,7 @@ def run(file: str, name: str, *options: str) -> None:
 
 
 def check(name: str, *options: str) -> None:
+    """What a command makes of its options, with each of the further ones that stdin lists; JSON on stdout."""
     further: list[list[str]] = json.loads(sys.stdin.read())
     with contextlib.redirect_stdout(sys.stderr):
         found = _found(name)
