@@ -27,6 +27,7 @@ FACTS = ("model", "prompt", "prompt_file", "seed", "steps", "guidance", "width",
 
 
 def run(file: str, name: str, *options: str) -> None:
+    """Run a command of mflux, and leave what it took in a file."""
     try:
         sys.exit(command.run(_found(name), options))
     finally:
