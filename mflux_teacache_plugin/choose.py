@@ -1,7 +1,7 @@
 """What a model will run with: adapters, coefficient files and methods from every plugin, and the choice among them."""
 
 from argparse import ArgumentTypeError
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -26,20 +26,27 @@ from mflux_teacache_plugin.variants import (
 
 def registry() -> Registry:
     """The built-in adapters and those that plugins contribute; the newest plugin's go before others."""
-    contributed = [adapter for adapters in reversed(contributions("mflux_adapters")) for adapter in adapters]
+    contributed = [adapter for adapters in reversed(contributions("mflux_adapters", _adapters)) for adapter in adapters]
     return Registry([*BUILT_IN, *contributed], REFUSED)
+
+
+def _adapters(contributed: Iterable[Any]) -> list[Adapter]:
+    found = list(contributed)
+    if wrong := [each for each in found if not isinstance(each, Adapter)]:
+        raise TypeError(f"{wrong[0]!r} is no Adapter")
+    return found
 
 
 def catalog(coefficients: Path | None = None, strict: bool = True) -> Catalog:
     """All coefficient files; `coefficients`, a file or folder, goes before all others."""
-    contributed = [variant for variants in contributions("mflux_variants") for variant in variants]
+    contributed = [variant for variants in contributions("mflux_variants", list) for variant in variants]
     return load_catalog(coefficients, contributed, strict=strict)
 
 
 def parsers() -> Mapping[str, Parser]:
     """What makes a method of the text behind `NAME:`, from every plugin; the newest goes before others."""
     known: dict[str, Parser] = dict(methods.BUILT_IN)
-    for contributed in reversed(contributions("mflux_methods")):
+    for contributed in reversed(contributions("mflux_methods", dict)):
         known.update(contributed)
     return known
 

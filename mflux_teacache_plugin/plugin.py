@@ -1,7 +1,6 @@
 """TeaCache as a plugin of the host: what the entry point `mflux` -> `teacache` names."""
 
 import os
-import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Iterable, Mapping, MutableMapping
 from dataclasses import dataclass
@@ -154,8 +153,9 @@ def mflux_model_loading(pipeline: type, model_config: Any | None, source: str | 
     request: Request | None = getattr(args, "teacache_request", None)
     if request is None or model_config is None or args is None:
         return
-    if _choose(request, pipeline, model_config, source, args) is None:
-        args.teacache_request = None
+    args.teacache_request = None  # nor is it asked again if something fails here
+    if _choose(request, pipeline, model_config, source, args) is not None:
+        args.teacache_request = request
 
 
 @hookimpl(optionalhook=True)
@@ -181,8 +181,8 @@ def mflux_generation_end(model: Any, image: Any | None) -> None:
     if handle is None:  # for -C: this picture stays plain, whatever the environment asks for then
         keys = {settings.METHOD_KEY: settings.OFF}
         image.generation_parameters = {**(image.generation_parameters or {}), **keys}
-    else:
-        _say(summary.summary(handle.stats.last, handle.method, handle.variant))
+    elif handle.finished is not None:
+        _say(summary.summary(handle.finished, handle.method, handle.variant))
 
 
 @cache
@@ -264,5 +264,4 @@ def _say_switched_off(error: TeaCacheError) -> None:
     _say(f"switched off for this run: {error.error}{cause}")
 
 
-def _say(text: str) -> None:
-    print(f"TeaCache: {text}", file=sys.stderr)
+_say = summary.say
