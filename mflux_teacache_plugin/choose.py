@@ -9,6 +9,7 @@ from typing import Any
 
 from mflux_teacache_plugin import methods
 from mflux_teacache_plugin.adapters import BUILT_IN, REFUSED, Adapter, Registry
+from mflux_teacache_plugin.adapters.adapter import pipeline_name
 from mflux_teacache_plugin.errors import ConflictError, UnsupportedModelError, VariantFileError
 from mflux_teacache_plugin.host.manager import contributions
 from mflux_teacache_plugin.methods.method import Method, Parser
@@ -176,7 +177,7 @@ def check_run(adapter: Adapter, pipeline: type, model_config: Any | None, option
         raise ConflictError("mflux's own step cache is asked for too", hint="use either --teacache or mflux's option")
 
 
-def active_steps(adapter: Adapter, args: Any | None) -> int | None:
+def active_steps(adapter: Adapter, pipeline: type, args: Any | None) -> int | None:
     """How many steps of a command call the model, from its options; None if that is not known yet.
 
     Image to image leaves out the first ones, as mflux's Config has it.
@@ -185,7 +186,7 @@ def active_steps(adapter: Adapter, args: Any | None) -> int | None:
     strength = getattr(args, "image_strength", None) if getattr(args, "image_path", None) else None
     if (edited := getattr(args, "strength", None)) is not None:  # Qwen-Image-2.1's edit: how much is made anew
         strength = 1 - edited
-    if steps is None or strength is None or strength <= 0:
+    if steps is None or strength is None or strength <= 0 or pipeline_name(pipeline) in adapter.takes_all_steps:
         return steps
     return steps - max(1, int(steps * min(1.0, strength)))
 

@@ -48,7 +48,7 @@ class Request:
             id=wanted.variant,
             options=options,
         )
-        choice.method.check_steps(choose.active_steps(choice.adapter, args))
+        choice.method.check_steps(choose.active_steps(choice.adapter, pipeline, args))
         return choice
 
 
@@ -225,7 +225,7 @@ def _check_command(args: Namespace, command: str, pipelines: list[type], wanted:
         for adapter in choose.serving_adapters(pipeline).values():
             choose.check_run(adapter, pipeline, None, vars(args))
             if wanted.method is not None:
-                wanted.method.check_steps(choose.active_steps(adapter, args))
+                wanted.method.check_steps(choose.active_steps(adapter, pipeline, args))
 
 
 def _why_not(pipelines: list[type]) -> str | None:

@@ -10,7 +10,8 @@ import pytest
 from mflux.utils.apple_silicon import AppleSiliconUtil
 from mlx.utils import tree_flatten
 
-from mflux_teacache_plugin import apply, choose, methods
+from mflux_teacache_plugin import apply, choose, demo_model, methods
+from mflux_teacache_plugin.adapters import Registry
 from mflux_teacache_plugin.adapters.intercept import Interception, lists_of_blocks, uncompiled
 from mflux_teacache_plugin.apply import Handle, apply_choice, facts_of, handle_of, to_method
 from mflux_teacache_plugin.caching.gate import Facts, Verdict
@@ -20,9 +21,11 @@ from mflux_teacache_plugin.host import bridge, specs
 from mflux_teacache_plugin.host.layers import stand_before
 from mflux_teacache_plugin.host.watch import Observer, watch
 from mflux_teacache_plugin.methods.dualcache import DualCache, DualCacheSettings
+from mflux_teacache_plugin.methods.method import Method
 from mflux_teacache_plugin.methods.seacache import SeaCache
 from mflux_teacache_plugin.methods.speedup import Speedup
 from mflux_teacache_plugin.methods.teacache import TeaCache
+from mflux_teacache_plugin.summary import summary
 from tests import toy
 
 SEA, HALF = SeaCache(2.0), Speedup(2.0, forecast="reuse")
@@ -521,3 +524,128 @@ def test_decisions_of_a_record():
     ]
     assert (record.taken, record.skipped, record.computed, record.changes) == (3, 1.25, 1.75, [0.5])
     assert Verdict(skip=False, reason="x").forget is False
+
+
+# ---- answers that were wrong once ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def served(monkeypatch):
+    """The toy has an adapter, and no coefficient file is for it."""
+    monkeypatch.setattr(choose, "registry", lambda: Registry([toy.an_adapter()], {}))
+    return toy.Pipeline()
+
+
+def test_coefficients_of_ones_own_need_no_file(served):
+    own = [0, 0, 0, 1, 0]
+    for arguments, threshold in (({"method": 0.4}, 0.4), ({"threshold": 0.4}, 0.4), ({}, apply.DEFAULT_THRESHOLD)):
+        with apply.apply_teacache(served, **arguments, coefficients=own, range=(0, 5)) as handle:
+            assert handle.method == TeaCache(threshold)
+            assert (handle.variant.polynomial, handle.variant.range) == ((0, 0, 0, 1, 0), (0, 5))
+            assert (handle.variant.id, handle.variant.models) == ("own", ("toy",))
+            served.generate_image(1)
+            assert handle.stats.last.fault is None and handle.stats.last.changes
+
+
+def test_coefficients_beside_a_method_that_uses_none_are_refused(served):
+    for method in ("2x", "seacache:0.3", "dualcache:F=1"):
+        with pytest.raises(SettingsError, match=r"coefficients were given, but .* uses none"):
+            apply.apply_teacache(served, method, coefficients=[0, 0, 0, 1, 0])
+    for arguments in ({"range": (0, 1)}, {"method": "2x", "threshold": 0.2}):
+        with pytest.raises(SettingsError) as error:
+            apply.apply_teacache(served, **arguments)
+        assert error.value.hint
+    assert handle_of(served) is None
+
+
+def test_coefficients_go_before_those_of_a_variant(served):
+    variant = apply.Variant(
+        id="theirs",
+        adapter="toy",
+        models=("toy",),
+        polynomial=(0, 0, 0, 0, 1),
+        threshold=0.3,
+        recommended="2x",
+        weights_licence="none",
+        provenance=apply.Provenance(source="a test"),
+    )
+    with apply.apply_teacache(served, variant=variant, coefficients=[0, 0, 0, 1, 0]) as handle:
+        assert handle.method == TeaCache(0.3) and handle.variant.polynomial == (0, 0, 0, 1, 0)
+        assert (handle.variant.id, handle.variant.range) == ("theirs", None)
+    with apply.apply_teacache(served, variant=variant) as handle:
+        assert handle.method == Speedup(2.0) and handle.variant is variant
+
+
+@pytest.mark.usefixtures("as_a_mac")
+@pytest.mark.parametrize("name", ["generate_image", "_predict"])
+def test_what_stood_on_the_instance_before_stands_there_afterwards(name):
+    model, calls = toy.Compiled(), []
+    stock = getattr(model, name)
+
+    def theirs(*args: Any, **kwargs: Any) -> Any:
+        calls.append(name)
+        return stock(*args, **kwargs)
+
+    object.__setattr__(model, name, theirs)
+    with apply_choice(model, toy.a_choice(HALF, toy.an_adapter(toy.Compiled, **ADAPTERS[toy.Compiled]))) as handle:
+        model.generate_image(1)
+        assert handle.stats.last.skipped == 3 and calls
+    assert vars(model)[name] is theirs
+    calls.clear()
+    model.generate_image(1)
+    assert calls
+
+
+def test_why_nothing_was_skipped_where_a_gate_estimates_nothing():
+    class Plain(Method):
+        setting = "plain"
+
+    variant = SimpleNamespace(distilled=False, id="x", guard=SimpleNamespace(first=1, last=1), range=None)
+
+    def why(method: Method, *decisions: Decision, variant: Any = variant) -> str:
+        record = apply.Stats().begin(9)
+        record.decisions += decisions
+        assert summary(record, method, None).startswith("skipped 0 of 9 steps (")
+        return method.why_nothing(record, variant)
+
+    read = Decision(1, False, "x", change=0.25), Decision(2, False, "x", change=0.125)
+    assert why(Plain()) == "no step's signal could be compared with the step before"
+    assert why(Plain(), *read) == "the smallest change between two steps was 0.125"
+    assert why(TeaCache(0.001), *read) == "the smallest change between two steps was 0.125"
+    estimated = Decision(3, False, "x", change=0.25, accumulated=0.04), Decision(4, False, "x", 0.25, accumulated=0.03)
+    assert (
+        why(TeaCache(0.001), *read, *estimated)
+        == "the smallest estimated change was 0.03; a threshold above that skips"
+    )
+    distilled = SimpleNamespace(**{**vars(variant), "distilled": True})
+    assert "use a base model" in why(TeaCache(0.001), *read, variant=distilled)
+    assert why(HALF) == "the speed-up leaves no step out; ask for a higher one"
+
+
+def test_a_record_that_stood_aside_says_after_which_step():
+    record = apply.Stats().begin(6)
+    record.decisions += [Decision(0, False, "x"), Decision(1, True, "x")]
+    record.fault = "ValueError: x"
+    assert summary(record, HALF, None) == (
+        "skipped 1 of 6 steps (2x+reuse); it stood aside after step 2, and mflux went on alone: ValueError: x"
+    )
+
+
+def test_preparing_the_demo_model_twice_is_the_same_as_once(tmp_path):
+    """As a script does that builds it with `demo_model.load()` while the environment variable is set."""
+    from mflux.models.flux2.flux2_initializer import Flux2Initializer
+
+    stock = Flux2Initializer.__dict__["init"]
+    config = SimpleNamespace(demo_model=tmp_path)  # in which there is no model
+    try:
+        demo_model.prepare(config)
+        once = Flux2Initializer.__dict__["init"]
+        demo_model.prepare(config)
+        assert once is not stock and Flux2Initializer.__dict__["init"] is once
+        with pytest.raises(FileNotFoundError):
+            Flux2Initializer.init(None)
+        assert Flux2Initializer.__dict__["init"] is stock, "whatever comes of it"
+        demo_model.prepare(SimpleNamespace())
+        assert Flux2Initializer.__dict__["init"] is stock, "every other model is mflux's"
+    finally:
+        Flux2Initializer.init = stock
