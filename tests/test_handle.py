@@ -10,12 +10,12 @@ import pytest
 from mflux.utils.apple_silicon import AppleSiliconUtil
 from mlx.utils import tree_flatten
 
-from mflux_teacache_plugin import apply, choose, demo_model, methods
+from mflux_teacache_plugin import apply, choose, methods
 from mflux_teacache_plugin.adapters import Registry
 from mflux_teacache_plugin.adapters.intercept import Interception, lists_of_blocks, uncompiled
 from mflux_teacache_plugin.apply import Handle, apply_choice, facts_of, handle_of, to_method
 from mflux_teacache_plugin.caching.gate import Facts, Verdict
-from mflux_teacache_plugin.caching.stats import Decision
+from mflux_teacache_plugin.caching.stats import KEPT_GENERATIONS, Decision, Stats
 from mflux_teacache_plugin.errors import AlreadyAppliedError, ConflictError, SettingsError, UnsupportedModelError
 from mflux_teacache_plugin.host import bridge, specs
 from mflux_teacache_plugin.host.layers import stand_before
@@ -631,21 +631,19 @@ def test_a_record_that_stood_aside_says_after_which_step():
     )
 
 
-def test_preparing_the_demo_model_twice_is_the_same_as_once(tmp_path):
-    """As a script does that builds it with `demo_model.load()` while the environment variable is set."""
-    from mflux.models.flux2.flux2_initializer import Flux2Initializer
+def test_stats_keep_the_newest_generations_and_count_all() -> None:
+    stats = Stats()
+    for index in range(KEPT_GENERATIONS + 20):
+        record = stats.begin(4)
+        record.decisions += [Decision(step, skipped=step == index % 2, reason="") for step in range(4)]
+    assert len(stats.generations) == KEPT_GENERATIONS
+    assert stats.last is record
+    assert (stats.skipped, stats.computed) == (KEPT_GENERATIONS + 20, 3 * (KEPT_GENERATIONS + 20))
+    assert stats.speedup_estimate == pytest.approx(4 / 3)
 
-    stock = Flux2Initializer.__dict__["init"]
-    config = SimpleNamespace(demo_model=tmp_path)  # in which there is no model
-    try:
-        demo_model.prepare(config)
-        once = Flux2Initializer.__dict__["init"]
-        demo_model.prepare(config)
-        assert once is not stock and Flux2Initializer.__dict__["init"] is once
-        with pytest.raises(FileNotFoundError):
-            Flux2Initializer.init(None)
-        assert Flux2Initializer.__dict__["init"] is stock, "whatever comes of it"
-        demo_model.prepare(SimpleNamespace())
-        assert Flux2Initializer.__dict__["init"] is stock, "every other model is mflux's"
-    finally:
-        Flux2Initializer.init = stock
+
+def test_stats_of_nothing() -> None:
+    stats = Stats()
+    assert (stats.skipped, stats.computed, stats.speedup_estimate) == (0, 0, 1.0)
+    with pytest.raises(IndexError):
+        _ = stats.last

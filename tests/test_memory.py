@@ -9,7 +9,6 @@ import mlx.core as mx
 import pytest
 
 from mflux_teacache_plugin import apply, apply_teacache
-from mflux_teacache_plugin.caching.stats import KEPT_GENERATIONS, Decision, Stats
 from mflux_teacache_plugin.host.layers import stand_before
 from tests.support import a_variant
 from tests.tiny.cases import Case, case
@@ -137,21 +136,3 @@ def test_picture_after_picture_takes_no_more_memory(method: str, tiny, no_collec
     with apply_teacache(model, method, variant=a_variant(FLUX1)) as handle:
         assert growth() <= plain < 1000
     assert handle.stats.skipped > 0
-
-
-def test_stats_keep_the_newest_generations_and_count_all() -> None:
-    stats = Stats()
-    for index in range(KEPT_GENERATIONS + 20):
-        record = stats.begin(4)
-        record.decisions += [Decision(step, skipped=step == index % 2, reason="") for step in range(4)]
-    assert len(stats.generations) == KEPT_GENERATIONS
-    assert stats.last is record
-    assert (stats.skipped, stats.computed) == (KEPT_GENERATIONS + 20, 3 * (KEPT_GENERATIONS + 20))
-    assert stats.speedup_estimate == pytest.approx(4 / 3)
-
-
-def test_stats_of_nothing() -> None:
-    stats = Stats()
-    assert (stats.skipped, stats.computed, stats.speedup_estimate) == (0, 0, 1.0)
-    with pytest.raises(IndexError):
-        _ = stats.last
