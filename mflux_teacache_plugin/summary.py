@@ -1,5 +1,6 @@
 """What the user reads after each image, and what the image's metadata records."""
 
+import sys
 from typing import Any
 
 from mflux_teacache_plugin import settings
@@ -20,6 +21,11 @@ def summary(generation: Generation, method: Method, variant: Variant | None) -> 
         return f"{line}: {method.why_nothing(generation, variant)}"
     details = method.details(generation)
     return f"{line}; {details}" if details else line
+
+
+def say(text: str) -> None:
+    """One line on stderr."""
+    print(f"TeaCache: {text}", file=sys.stderr)
 
 
 def metadata(

@@ -99,3 +99,27 @@ def test_nothing_is_known_before_the_first_value():
     assert Forecast(1).shape is None and Forecast(1).kept == []
     with pytest.raises(IndexError):
         Forecast(1).at(0.5)
+
+
+@pytest.mark.parametrize("order", [1, 2])
+@pytest.mark.parametrize("sigmas", [(0.9, 0.9), (0.9, 0.9, 0.9), (0.9, 0.8, 0.8), (0.9, 0.9, 0.8), (0.8, 0.9, 0.8)])
+def test_points_of_one_sigma_tell_no_direction(order, sigmas):
+    """A constant is forecast as what it is, and a line between two points of one σ has no slope."""
+    forecast = learned(order, lambda sigma: mx.ones(3), *sigmas)
+    for sigma in (0.9, 0.85, 0.75, 0.7):
+        assert near(forecast.at(sigma), mx.ones(3)), sigma
+    kept = sigmas[-order - 1 :]
+    if len(set(kept)) < len(kept):
+        last = mx.array([1.0, 2.0, 3.0])
+        forecast.learn(sigmas[-1], last)
+        assert mx.array_equal(forecast.at(0.6), last)
+
+
+def test_two_points_of_a_parabola_are_a_line():
+    assert near(learned(2, parabola, FIRST, SECOND).at(THIRD), 2 * parabola(SECOND) - parabola(FIRST))
+
+
+def test_it_is_carried_back_as_well_as_on():
+    forecast = learned(1, line, 0.5, 0.7)
+    assert near(forecast.at(0.9), line(0.9))
+    assert mx.array_equal(forecast.at(0.95), line(0.7))

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mflux_teacache_plugin.methods.speedup import ScheduleGate, budget, covers, expected_changes, fill, spread
+from mflux_teacache_plugin.caching.gate import Facts
+from mflux_teacache_plugin.methods.speedup import ScheduleGate, Speedup, budget, covers, expected_changes, fill, spread
 
 CHANGES = st.lists(st.integers(0, 300).map(lambda hundredths: hundredths / 100), min_size=1, max_size=8)
 
@@ -142,3 +143,26 @@ def test_the_gate_skips_all_steps_but_these_and_reads_nothing():
     verdicts = [gate(step, None) for step in range(5)]
     assert [verdict.skip for verdict in verdicts] == [False, True, True, False, False]
     assert {verdict.reason for verdict in verdicts} == {"in the schedule", "not in the schedule"}
+
+
+@pytest.mark.parametrize(
+    ("forecast", "steps", "lead"),
+    [
+        ("reuse", 50, 1),
+        ("linear", 50, 3),
+        ("quadratic", 50, 4),
+        ("linear", 24, 3),
+        ("linear", 20, 2),
+        ("quadratic", 26, 3),
+    ],
+)
+def test_the_points_of_a_forecast_are_computed_first_and_one_more(forecast, steps, lead):
+    facts = Facts(tuple(1 - step / steps for step in range(steps)))
+    computed = Speedup(2.0, forecast=forecast).schedule(None, facts)
+    first_skipped = next(step for step in range(steps) if step not in computed)
+    assert first_skipped == lead and len(computed) == steps // 2
+
+
+def test_a_lead_is_computed_and_the_rest_is_spread_behind_it():
+    assert spread([1.0] * 9, 5, lead=3) == (0, 1, 2, 5, 9)
+    assert spread([1.0] * 9, 5, lead=1) == (0, 2, 4, 6, 9)

@@ -14,6 +14,7 @@ cache, which decides inside the forward, is in `block_cache`.
 
 from collections import defaultdict
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, Protocol
 
 import mlx.core as mx
@@ -22,6 +23,7 @@ from mflux_teacache_plugin.caching.forecast import Forecast
 from mflux_teacache_plugin.caching.gate import Change, Facts, Gate, Verdict, relative_change
 from mflux_teacache_plugin.caching.stats import Decision, Generation
 from mflux_teacache_plugin.caching.taps import Forward, TappedForward
+from mflux_teacache_plugin.host import faults
 
 
 class CacheFault(Exception):
@@ -81,9 +83,10 @@ class Cache:
         raise NotImplementedError
 
     def stand_aside(self, exception: Exception) -> None:
-        """Record a fault; from here on the model's own forward answers."""
-        self.record.fault = f"{type(exception).__name__}: {exception}"
-        self.forget()
+        """Record a fault; from here on the model's own forward answers. Never raises."""
+        self.record.fault = faults.in_words(exception)
+        with suppress(Exception):  # one fault is enough
+            self.forget()
 
     def _ask_gate(self, gate: Gate, change: Change) -> Verdict:
         """The gate's verdict; a step beyond the announced ones is computed, for nobody has planned it."""

@@ -14,6 +14,7 @@ from argparse import ArgumentTypeError
 from collections.abc import Mapping
 from typing import Literal
 
+from mflux_teacache_plugin.host import faults
 from mflux_teacache_plugin.methods import dualcache, seacache, speedup, teacache
 from mflux_teacache_plugin.methods.method import Method, Parser
 
@@ -55,4 +56,9 @@ def _method(text: str, known: Mapping[str, Parser]) -> Method:
     parser = known.get(name.lower())
     if parser is None:
         raise ArgumentTypeError(f"'{name}' is no method; there are {', '.join(sorted(known))}")
-    return parser(setting)
+    try:
+        return parser(setting)
+    except ArgumentTypeError:
+        raise
+    except Exception as fault:
+        raise ArgumentTypeError(f"'{name}' cannot read its setting: {faults.in_words(fault)}") from fault
