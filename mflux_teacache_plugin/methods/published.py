@@ -37,7 +37,8 @@ it again): those of 10 to 12 steps, of 13 to 17, of 18 to 22 and of 23 to 26. A 
 
 def counts(listed: "StepList", places: Sequence[float] | np.ndarray) -> np.ndarray:
     """How many of a list's steps lie before each place, with one step's worth between two of them."""
-    return np.interp(places, np.array(listed.computed) / (listed.steps - 1), np.arange(len(listed.computed)))
+    steps = np.array(listed.computed) / (listed.steps - 1)
+    return np.interp(np.asarray(places), steps, np.arange(len(listed.computed)))
 
 
 def common(lists: Sequence["StepList"]) -> dict[int, list[float]]:
