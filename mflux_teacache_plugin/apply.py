@@ -172,7 +172,8 @@ def facts_of(config: Any, sigmas: Sequence[float] | None = None) -> Facts:
     if sigmas is None:
         sigmas = config.scheduler.sigmas.tolist()[: config.num_inference_steps]  # one more than steps, the last 0
     sigmas = [float(sigma) for sigma in sigmas][config.init_time_step :]  # image-to-image starts later
-    return Facts(tuple(sigmas), (config.height // 16, config.width // 16))
+    grid = (config.height // 16, config.width // 16)
+    return Facts(tuple(sigmas), grid, config.init_time_step, getattr(config, "guidance", None))
 
 
 def apply_teacache(

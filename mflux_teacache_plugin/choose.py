@@ -216,7 +216,7 @@ def recommended(variant: Variant | None, tapped: bool = True) -> Method:
     try:
         found = parse(word)
         if not isinstance(found, str):
-            return found
+            return found.unasked(variant)
         problem = f"'{found}' is no method"
     except ArgumentTypeError as error:
         problem = str(error)

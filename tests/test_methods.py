@@ -10,13 +10,15 @@ from hypothesis import strategies as st
 from mflux_teacache_plugin import methods
 from mflux_teacache_plugin.caching.forecast import ORDERS
 from mflux_teacache_plugin.caching.gate import Facts
+from mflux_teacache_plugin.caching.stats import Generation
 from mflux_teacache_plugin.errors import SettingsError
-from mflux_teacache_plugin.methods import parse
+from mflux_teacache_plugin.methods import parse, published
 from mflux_teacache_plugin.methods.dualcache import PRESETS, DualCache, DualCacheSettings
-from mflux_teacache_plugin.methods.method import Method
+from mflux_teacache_plugin.methods.method import Method, Setup
 from mflux_teacache_plugin.methods.seacache import SeaCache
 from mflux_teacache_plugin.methods.speedup import Speedup
 from mflux_teacache_plugin.methods.teacache import TeaCache
+from mflux_teacache_plugin.variants import Profile, StepList
 
 THRESHOLDS = st.floats(0, 2, exclude_min=True)
 FORECASTS = st.sampled_from(list(ORDERS))
@@ -44,6 +46,8 @@ METHODS = st.one_of(
         FORECASTS,
     ),
 )
+#: Of a run of 50 steps.
+WRITTEN = (StepList(steps=50, computed=(0, 1, 2, 20, 49)),)
 #: Texts that are nearly methods.
 PIECES = ["0.2", "1.5x", "x", "auto", "off", "dualcache", "seacache", ":", "=", ",", "+", "F", "rdt", "reuse", "linear"]
 NEARLY = st.lists(st.sampled_from([*PIECES, "aggressive", "separate", "true", "1e", "-", "nan", "inf", "1"])).map(
@@ -228,27 +232,52 @@ def test_steps_that_are_not_known_yet_are_no_reason_to_refuse() -> None:
     Speedup(1.5).check_steps(None)
 
 
-def test_a_published_list_counts_and_then_the_profile() -> None:
+def test_published_lists_count_and_then_the_profile_and_then_what_all_lists_share() -> None:
     facts = Facts((1.0, 0.8, 0.6, 0.4, 0.2, 0.1))
-    profile = SimpleNamespace(sigma=(1.0, 0.85, 0.0), change=(0.0, 1.0, 1.1))
-    published = SimpleNamespace(steps=6, computed=(0, 4, 5))
-    variant = SimpleNamespace(id="x", step_lists=(published,), profile=profile)
-    assert Speedup(2.0, forecast="reuse").schedule(variant, facts) == (0, 4, 5)
-    variant.step_lists = (SimpleNamespace(steps=7, computed=(0, 4, 6)),)  # of another run
-    assert Speedup(2.0, forecast="reuse").schedule(variant, facts) == (0, 1, 5), "nearly all changes in the first step"
-    variant.step_lists, variant.profile = (SimpleNamespace(steps=6, computed=(0, 5)),), None
-    assert Speedup(2.0, forecast="reuse").schedule(variant, facts) == (0, 2, 5), (
-        "filled up in the middle of the widest gap"
-    )
+    profile = Profile(sigma=(1.0, 0.85, 0.0), change=(0.0, 1.0, 1.1))
+    method = Speedup(2.0, forecast="reuse")
+    listed = (StepList(steps=6, computed=(0, 4, 5)),)
+    assert method.schedule(SimpleNamespace(step_lists=listed, profile=profile), facts) == (0, 4, 5)
+    of_another_run = (StepList(steps=11, computed=(0, 8, 10)),)
+    assert method.schedule(SimpleNamespace(step_lists=of_another_run, profile=profile), facts) == (0, 4, 5)
+    recorded = SimpleNamespace(step_lists=(), profile=profile)
+    assert method.schedule(recorded, facts) == (0, 1, 5), "nearly all changes in the first step"
+    ends_early = SimpleNamespace(step_lists=(), profile=Profile(sigma=(1.0, 0.7, 0.5), change=(0.0, 1.0, 2.0)))
+    for nothing in (None, SimpleNamespace(step_lists=(), profile=None), ends_early):
+        assert method.schedule(nothing, facts) == published.schedule((), facts, 3)
 
 
-def test_a_profile_that_ends_before_the_run_is_an_error_with_both_spans() -> None:
-    variant = SimpleNamespace(
-        id="x", step_lists=(), profile=SimpleNamespace(sigma=(1.0, 0.7, 0.5), change=(0.0, 1.0, 2.0))
-    )
-    with pytest.raises(SettingsError) as error:
-        Speedup(2.0).schedule(variant, Facts((1.0, 0.8, 0.6, 0.4, 0.2, 0.1)))
-    assert "from 1 to 0.1" in str(error.value) and "from 1 to 0.5" in str(error.value)
+def test_a_run_outside_of_what_was_recorded_is_noted() -> None:
+    sigmas = tuple(1 - step / 10 for step in range(10))
+    profile = Profile(sigma=sigmas, change=tuple(range(10)), guidance=4.0)
+    for step_lists, note in (((), "outside what was recorded: guidance 10, not 4"), (WRITTEN, "")):
+        setup = Setup(
+            Facts(sigmas, guidance=10.0), Generation(10), SimpleNamespace(step_lists=step_lists, profile=profile)
+        )
+        Speedup(2.0).gate(setup)
+        assert setup.record.note == note
+
+
+@pytest.mark.parametrize(
+    ("variant", "steps", "runs"),
+    [
+        (None, 14, False),
+        (None, 15, True),
+        (SimpleNamespace(step_lists=(StepList(steps=8, computed=(0, 2, 7)),), profile=None), 7, False),
+        (SimpleNamespace(step_lists=(StepList(steps=8, computed=(0, 2, 7)),), profile=None), 8, True),
+        (SimpleNamespace(step_lists=(), profile=Profile(sigma=(1.0, 0.9, 0.5), change=(0, 1, 2))), 6, True),
+        (SimpleNamespace(step_lists=WRITTEN, profile=None), 14, False),
+    ],
+)
+def test_unasked_nothing_is_skipped_of_few_steps_unless_a_run_as_short_was_recorded(variant, steps, runs) -> None:
+    method = Speedup(1.5).unasked(variant)
+    assert method == Speedup(1.5) and str(method) == "1.5x"
+    Speedup(1.5).check_steps(steps)
+    if runs:
+        method.check_steps(steps)
+    else:
+        with pytest.raises(SettingsError, match=f"{steps} steps are few, and nobody has shown"):
+            method.check_steps(steps)
 
 
 def test_dualcache_takes_no_more_blocks_than_there_are_but_a_preset_gives_way() -> None:

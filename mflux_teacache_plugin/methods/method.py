@@ -118,6 +118,10 @@ class Method:
     def check_steps(self, steps: int | None) -> None:
         """Raise SettingsError, with the fix, if it makes no sense with so many steps; None if they are not known yet."""
 
+    def unasked(self, variant: "Variant | None") -> Self:
+        """The same where nobody named it, and it is only what is recommended for a model."""
+        return self
+
     def notes(self, variant: "Variant | None", name: str) -> Sequence[str]:
         """Lines to say before the run on the model of that name."""
         return ()
