@@ -5,6 +5,7 @@ and in a picture's metadata.
     1.5x                    a schedule of as many steps as give this speed-up
     dualcache:aggressive    DualCache; also dualcache:F=8,B=0,rdt=0.08
     seacache:0.3            SeaCache
+    steps:0-9,12,17,24      just these steps
     2x+reuse                any of them, with another forecast: reuse, linear or quadratic
 
 Upper and lower case mean the same. A method is one file here, and one line in `BUILT_IN`.
@@ -14,7 +15,7 @@ from argparse import ArgumentTypeError
 from collections.abc import Mapping
 from typing import Literal
 
-from mflux_teacache_plugin.methods import dualcache, seacache, speedup, teacache
+from mflux_teacache_plugin.methods import dualcache, seacache, speedup, steps, teacache
 from mflux_teacache_plugin.methods.method import Method, Parser
 
 AUTO: Literal["auto"] = "auto"
@@ -26,6 +27,7 @@ BUILT_IN: dict[str, Parser] = {
     "speedup": speedup.parse,
     "dualcache": dualcache.parse,
     "seacache": seacache.parse,
+    "steps": steps.parse,
 }
 
 #: Methods with an option of their own: name → what stands for its value, and its help.
