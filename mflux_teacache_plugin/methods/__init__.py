@@ -5,6 +5,8 @@ and in a picture's metadata.
     1.5x                    a schedule of as many steps as give this speed-up
     dualcache:aggressive    DualCache; also dualcache:F=8,B=0,rdt=0.08
     seacache:0.3            SeaCache
+    easycache:0.2           EasyCache; also easycache:0.2,ret_steps=10
+    steps:0-9,12,17,24      just these steps
     2x+reuse                any of them, with another forecast: reuse, linear or quadratic
 
 Upper and lower case mean the same. A method is one file here, and one line in `BUILT_IN`.
@@ -15,7 +17,7 @@ from collections.abc import Mapping
 from typing import Literal
 
 from mflux_teacache_plugin.host import faults
-from mflux_teacache_plugin.methods import dualcache, seacache, speedup, teacache
+from mflux_teacache_plugin.methods import dualcache, easycache, seacache, speedup, steps, teacache
 from mflux_teacache_plugin.methods.method import Method, Parser
 
 AUTO: Literal["auto"] = "auto"
@@ -27,6 +29,8 @@ BUILT_IN: dict[str, Parser] = {
     "speedup": speedup.parse,
     "dualcache": dualcache.parse,
     "seacache": seacache.parse,
+    "steps": steps.parse,
+    "easycache": easycache.parse,
 }
 
 #: Methods with an option of their own: name → what stands for its value, and its help.
