@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -183,7 +184,8 @@ def test_the_gate_skips_all_steps_but_these_and_reads_nothing():
 )
 def test_the_points_of_a_forecast_are_computed_first_and_one_more(forecast, steps, lead):
     facts = Facts(tuple(1 - step / steps for step in range(steps)))
-    computed = Speedup(2.0, forecast=forecast).schedule(None, facts)
+    evenly = SimpleNamespace(step_lists=(), profile=Profile(sigma=(1.0, 0.0), change=(0.0, 1.0)))
+    computed = Speedup(2.0, forecast=forecast).schedule(evenly, facts)
     first_skipped = next(step for step in range(steps) if step not in computed)
     assert first_skipped == lead and len(computed) == steps // 2
 
