@@ -10,14 +10,20 @@ import argparse
 import json
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from mflux_teacache_plugin import choose
-from mflux_teacache_plugin.calibration import coefficient_file, propose, traces
-from mflux_teacache_plugin.calibration.analysis import OWN, PROFILE, PUBLISHED, Analysis, analyse
+from mflux_teacache_plugin.calibration import coefficient_file
+from mflux_teacache_plugin.calibration import fit as fits
+from mflux_teacache_plugin.calibration.fit import OWN, PROFILE, PUBLISHED, Score
+from mflux_teacache_plugin.calibration.traces import Trace
 from mflux_teacache_plugin.variants import Catalog, Variant
 
 #: Adapter to the scheduler that mflux's command of that family asks for; the others ask for "linear".
 SCHEDULERS = dict.fromkeys(("klein", "klein-base", "z-image"), "flow_match_euler_discrete")
+
+#: The signal that this package's gates read. A polynomial that was fitted to another one says nothing to them.
+SIGNAL = "modulated image input of block 0"
 
 
 def sigmas(model: str, adapter: str, steps: int, width: int, height: int) -> list[float]:
@@ -32,28 +38,38 @@ def sigmas(model: str, adapter: str, steps: int, width: int, height: int) -> lis
     return [float(sigma) for sigma in run.scheduler.sigmas][:steps]
 
 
-def fit(path: Path, files: Catalog) -> tuple[Variant, Analysis]:
-    """A trace file's numbers, in the variant that it names, and what they rest on."""
+def read(recipe: dict[str, Any], variant: Variant) -> list[Trace]:
+    """The generations of a trace file's JSON: `output_change` and `signal_change` have a row for each."""
+    steps = len(recipe["output_change"][0]) + 1
+    sigma = sigmas(variant.models[0], variant.adapter, steps, recipe["width"], recipe["height"])
+    told = {"command": "", "mflux": "", "recipe": "", "steps": steps, "sigma": tuple(sigma)}
+    rows = zip(recipe["output_change"], recipe["signal_change"], strict=True)
+    return [
+        Trace(prompt=f"row {number}", output=tuple(output), signal=tuple(signal), **told)
+        for number, (output, signal) in enumerate(rows, start=1)
+    ]
+
+
+def fit(path: Path, files: Catalog) -> tuple[Variant, int, dict[str, Score]]:
+    """A trace file's numbers, in the variant that it names; how many prompts they rest on, and how well each predicts."""
     recipe = json.loads(path.read_text(encoding="utf-8"))
     variant = files.variants[recipe["variant"]].variant
-    steps = len(recipe["output_change"][0]) + 1
-    sigma = recipe.get("sigma") or sigmas(variant.models[0], variant.adapter, steps, recipe["width"], recipe["height"])
-    recorded = traces.read(path, sigma)
-    analysis = analyse(recorded, variant)
-    numbers = propose.numbers(analysis, recorded, variant)
-    if recipe.get("signal", traces.SIGNAL) != traces.SIGNAL:  # no gate here reads it
+    recorded = read(recipe, variant)
+    numbers, scores = fits.numbers(recorded, variant)
+    if recipe["signal"] != SIGNAL:  # no gate here reads it
         numbers = {"profile": numbers["profile"], "polynomial": None, "range": None, "threshold": None}
-    return variant.replace(**numbers), analysis
+    return variant.replace(**numbers), len(recorded), scores
 
 
-def table(found: Iterable[tuple[Variant, Analysis]]) -> str:
+def table(found: Iterable[tuple[Variant, int, dict[str, Score]]]) -> str:
     """R² and root mean square error of each way to predict the output's change, in Markdown."""
     ways = (PUBLISHED, OWN, PROFILE)
     lines = [f"| variant | prompts | {' | '.join(ways)} |", "|---" * (2 + len(ways)) + "|"]
-    for variant, analysis in found:
-        cells = {way: f"{score.r2:.3f} ({score.rmse:.4f})" for way, score in analysis.scores.items()}
-        cells[analysis.best] = f"**{cells[analysis.best]}**"
-        lines.append(f"| `{variant.id}` | {analysis.prompts} | {' | '.join(cells.get(way, '–') for way in ways)} |")
+    for variant, prompts, scores in found:
+        cells = {way: f"{score.r2:.3f} ({score.rmse:.4f})" for way, score in scores.items()}
+        best = min(scores, key=lambda way: scores[way].rmse)
+        cells[best] = f"**{cells[best]}**"
+        lines.append(f"| `{variant.id}` | {prompts} | {' | '.join(cells.get(way, '–') for way in ways)} |")
     return "\n".join(lines) + "\n"
 
 
@@ -67,8 +83,10 @@ def main() -> None:
     args = parser.parse_args()
     found = [fit(path, choose.catalog(args.against)) for path in args.traces]
     print(table(found), end="")
-    for variant, _ in found if args.output else []:
-        print("wrote", coefficient_file.write(variant, args.output, "The numbers of benchmarks/fit_traces.py."))
+    for variant, _, _ in found if args.output else []:
+        file = args.output / f"{variant.id}.toml"
+        coefficient_file.write(variant, file, "The numbers of benchmarks/fit_traces.py.")
+        print("wrote", file)
 
 
 if __name__ == "__main__":

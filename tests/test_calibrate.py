@@ -28,6 +28,7 @@ pytestmark = pytest.mark.usefixtures("tiny", "eager")
 
 ROOT = Path(__file__).parent.parent
 STEPS = 6
+KINDS = ("output", "signal", "prediction")
 
 
 @pytest.fixture(autouse=True)
@@ -92,15 +93,15 @@ def test_a_model_gets_a_file_of_its_own_that_works_at_once(calibrate, tiny, tmp_
     assert variant.profile is not None and len(variant.profile.sigma) == STEPS
     assert variant.provenance.fitted and f"{STEPS} steps" in variant.provenance.recipe
     assert [each["setting"] for each in found["tried"]] and found["recommended_because"] in variant.provenance.notes
-    assert (tmp_path / "found" / "profile.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "found" / "frontier.png").read_bytes().startswith(b"\x89PNG")
     report = (tmp_path / "found" / "report.html").read_text()
     assert "data:image/png" in report and "<script" not in report and 'src="http' not in report
     assert "a green hill" in report, "the held-out pictures are shown"
 
-    (trace,) = traces.read(next((tmp_path / "found" / "traces").glob("a-red-fox-*.json")))
-    assert (trace.prompt, len(trace.branches), trace.recipe["guidance"]) == ("a red fox", of.branches, of.guidance)
-    assert trace.sigma[0] == 1.0 and len(trace.sigma) == STEPS
-    assert all(set(branch) == set(traces.CHANGES) for branch in trace.branches)
+    trace = traces.read(next((tmp_path / "found" / "traces").glob("a-red-fox-*.toml")))
+    assert (trace.prompt, trace.steps, trace.sigma[0], len(trace.sigma)) == ("a red fox", STEPS, 1.0, STEPS)
+    assert {len(row) for row in (trace.output, trace.signal, trace.prediction)} == {STEPS - 1}
+    assert f"guidance {of.guidance:g}" in trace.recipe
     assert len(list((tmp_path / "found" / "traces").iterdir())) == 2, "the third prompt was held out"
 
     run_command(of.command, of.argv(tiny, "--steps", STEPS, "--teacache", "1.5x"), tmp_path)
@@ -155,8 +156,8 @@ def test_recording_leaves_the_picture_and_the_model_alone(tiny):
         recorded = of.generate(model, tiny)
         again = of.generate(model, tiny)
     assert np.array_equal(plain, recorded) and np.array_equal(plain, again)
-    assert len(recorder.last.sigma) == of.steps and len(recorder.last.branches) == of.branches
-    assert len(recorder.last.prediction) == of.steps - 1
+    assert len(recorder.sigma) == of.steps
+    assert {kind: len(row) for kind, row in recorder.changes.items()} == dict.fromkeys(KINDS, of.steps - 1)
     assert {name: type(module) for name, module in model.transformer.named_modules()} == classes
     assert not {"_predict", "generate_image"} & set(vars(model))
 
@@ -175,11 +176,10 @@ def test_every_family_can_be_recorded(of, tiny):
         assert set(vars(model)) == held
         now = {name: value for cls in type(model).__mro__ for name, value in vars(cls).items() if "predict" in name}
         assert now == found
-    last = recorder.last
-    rows = list(last.branches[0].values())
-    assert rows and np.isfinite(rows).all()
-    assert {len(row) for row in rows} == {len(last.sigma) - 1}
-    assert ("signal_change" in last.branches[0]) == (adapter.taps is not None)
+    rows = recorder.changes
+    assert "output" in rows and all(np.isfinite(row).all() for row in rows.values())
+    assert {len(row) for row in rows.values()} == {len(recorder.sigma) - 1}
+    assert ("signal" in rows) == (adapter.taps is not None)
 
 
 # ---- bad input: one error, before anything runs ----------------------------------------------------------------------
@@ -193,8 +193,10 @@ def test_every_family_can_be_recorded(of, tiny):
         (["--", "ls"], "ls is not a command of mflux"),
         (["--", "mflux-concept", "--prompt", "x", "--concept", "y", "--model", "dev"], "cannot skip steps"),
         (["--", "mflux-generate", "--model", "dev", "--teacache", "0.2"], "--teacache skips steps"),
-        (["--settings", "7", "--", "mflux-generate"], "--settings: '7'"),
-        (["--settings", "auto", "--", "mflux-generate"], "--settings: 'auto' is no setting"),
+        (
+            ["--into-model", "--", "mflux-generate", "--model", "dev"],
+            "cause: the command loads black-forest-labs/FLUX.1-dev",
+        ),
         (["--held-out", "9", "--", "mflux-generate"], "leave too few for a fit"),
         (["--prompts", "empty.txt", "--", "mflux-generate"], "empty.txt holds no prompt"),
         (["--prompts", "missing.txt", "--", "mflux-generate"], "missing.txt cannot be read"),
@@ -208,6 +210,33 @@ def test_bad_input_is_one_error(argv, told, tmp_path, monkeypatch, capsys):
     out, err = capsys.readouterr()
     assert out == "" and told in err and "Traceback" not in err
     assert [path.name for path in tmp_path.iterdir() if path.name != "config"] == ["empty.txt"]
+
+
+@pytest.mark.parametrize("setting", ["7", "auto", "off"])
+def test_what_cannot_be_tried_is_a_wrong_option(setting, capsys):
+    with pytest.raises(SystemExit):
+        main(["calibrate", "--settings", setting, "--", "mflux-generate"])
+    assert f"--settings: '{setting}'" in capsys.readouterr().err
+
+
+def test_a_file_goes_into_the_model_s_folder(calibrate, tiny, tmp_path):
+    of = case("klein-base")
+    words = of.argv(tiny)
+    folder = Path(words[words.index("--model") + 1])
+    code, out, err = calibrate(of, "--held-out", 0, "--into-model")
+    try:
+        assert code == 0, err
+        assert f"wrote {folder / 'teacache.toml'}" in out
+        assert read_variant(folder / "teacache.toml").id == "tiny-flux2"
+        code, _, err = calibrate(of, "--held-out", 0, "--into-model")
+        assert code == 2 and "teacache.toml is there already" in err
+        text = (folder / "teacache.toml").read_text()
+        (folder / "teacache.toml").write_text(text.replace("unknown; see the model's own page", "mine"))
+        code, out, err = calibrate(of, "--held-out", 0, "--folder", "again", "--id", "other", "--format", "json")
+        assert code == 0, err
+        assert json.loads(out)["weights_licence"] == "mine", "the file beside the model served it"
+    finally:
+        (folder / "teacache.toml").unlink(missing_ok=True)
 
 
 def test_a_folder_that_cannot_be_written_is_said_before_weights_load(calibrate, tmp_path, monkeypatch):
@@ -247,4 +276,4 @@ def test_two_ranks_write_what_one_process_writes(tmp_path, prompts):
         assert done.stdout.count("wrote ") == 1, done.stderr
     one, two = contents(tmp_path / "one"), contents(tmp_path / "two")
     assert one == two
-    assert "files/mine.toml" in one and sum(name.startswith("traces/") for name in one) == 3
+    assert "files/mine.toml" in one and sum(name.startswith("traces/") for name in one) == 3 and "report.html" in one

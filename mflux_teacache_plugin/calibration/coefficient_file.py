@@ -15,37 +15,35 @@ from mflux_teacache_plugin.variants.variant import SCHEMA, Guard, Variant
 WIDTH = 110
 
 
-def write(variant: Variant, folder: Path, comment: str, force: bool = False) -> Path:
-    """Write `<id>.toml` into `folder`. Raises as `check_free`."""
-    path = check_free(folder, variant.id, force)
-    folder.mkdir(parents=True, exist_ok=True)
+def write(variant: Variant, path: Path, comment: str, force: bool = False) -> None:
+    """Write a variant's file; its folder is made. Raises as `check_free`."""
+    check_free(path, force)
+    path.parent.mkdir(parents=True, exist_ok=True)
     files.write(path, render(variant, comment))
-    return path
 
 
-def check_free(folder: Path, id: str, force: bool) -> Path:
-    """Where a variant's file goes. Raises SettingsError if one is there and `force` was not given."""
-    path = folder / f"{id}.toml"
+def check_free(path: Path, force: bool) -> None:
+    """Raise SettingsError if a file is there and `force` was not given."""
     if path.exists() and not force:
-        raise SettingsError(
-            f"{path} is there already", hint="--force overwrites it, --output FOLDER or --id NAME writes another"
-        )
-    return path
+        hint = "--force overwrites it, --output FOLDER or --id NAME writes another"
+        raise SettingsError(f"{path} is there already", hint=hint)
 
 
 def render(variant: Variant, comment: str) -> str:
     """A coefficient file's text; `comment` goes on top."""
     table = as_table(variant)
-    tables = {key: table.pop(key) for key in ("profile", "provenance") if table.get(key) is not None}
-    lists = table.pop("step_lists", ())
-    lines = [*(f"# {line}".rstrip() for line in comment.splitlines()), "", f"schema = {SCHEMA}"]
+    sections = [(f"[{key}]", table.pop(key)) for key in ("profile", "provenance") if table.get(key) is not None]
+    sections += [("[[step_lists]]", published) for published in table.pop("step_lists", ())]
     plain = {key: value for key, value in table.items() if value not in ((), False, Guard())}
-    lines += [f"{key} = {_toml(value)}" for key, value in plain.items()]
-    for key, value in tables.items():
-        lines += ["", f"[{key}]", *(f"{name} = {_toml(each)}" for name, each in as_table(value).items())]
-    for published in lists:
-        lines += ["", "[[step_lists]]", *(f"{name} = {_toml(each)}" for name, each in as_table(published).items())]
-    return "\n".join(lines) + "\n"
+    text = [*(f"# {line}".rstrip() for line in comment.splitlines()), "", f"schema = {SCHEMA}", *lines(plain)]
+    for heading, section in sections:
+        text += ["", heading, *lines(as_table(section))]
+    return "\n".join(text) + "\n"
+
+
+def lines(table: Mapping[str, Any]) -> list[str]:
+    """A table in TOML, a key a line."""
+    return [f"{key} = {_toml(value)}" for key, value in table.items()]
 
 
 def _toml(value: Any) -> str:
@@ -60,6 +58,6 @@ def _toml(value: Any) -> str:
         if len(inside) > WIDTH and all(isinstance(each, (int, float)) for each in value):
             return f"[\n{textwrap.indent(textwrap.fill(inside, WIDTH), '    ')},\n]"
         return f"[{inside}]"
-    if isinstance(value, Mapping):
-        return f"{{ {', '.join(f'{key} = {_toml(each)}' for key, each in value.items())} }}"
-    return repr(value) if isinstance(value, (int, float)) else _toml(as_table(value))
+    if isinstance(value, (int, float)):
+        return repr(value)
+    return f"{{ {', '.join(lines(value if isinstance(value, Mapping) else as_table(value)))} }}"

@@ -1,151 +1,112 @@
-"""Numbers in, polynomial and profile out, with how well each predicts a prompt that it did not see.
+"""From recorded generations to the numbers of a coefficient file, and how well each predicts a prompt that was left out.
 
 Two things can predict how much the transformer's output changes from one step to the next: the change of the gate's signal,
-through a polynomial, and the position in the run, through a profile over σ. What either is worth shows only on a prompt
-that was left out of the fit, so every choice here, the polynomial's degree included, is made that way.
+through a polynomial, and the place in the run, through a profile over σ.
 """
 
-import itertools
-import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TypeVar
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from mflux_teacache_plugin.methods.speedup import expected_changes
-from mflux_teacache_plugin.variants import Profile
+from mflux_teacache_plugin.calibration.traces import Trace
+from mflux_teacache_plugin.methods.teacache import TeaCacheGate
+from mflux_teacache_plugin.variants import Profile, Variant
 
-T = TypeVar("T")
+PUBLISHED, OWN, PROFILE = "published polynomial", "own polynomial", "profile"
 
-#: One group per prompt: signal changes and output changes, both (pairs,).
-Pairs = Sequence[tuple[np.ndarray, np.ndarray]]
+#: A gate's polynomial has five coefficients. The lowest degree is taken whose error is no more than this share above the least.
+DEGREES, CHEAP = (0, 1, 2, 3, 4), 0.02
 
-#: A gate's polynomial has five coefficients.
-DEGREES = (1, 2, 3, 4)
+#: By this share an own polynomial's error has to be lower before it replaces one whose threshold was chosen by pictures.
+CLEARLY = 0.05
 
-#: A lower degree, and a polynomial that never falls, are taken when they cost no more than this share of the error.
-CHEAP = 0.02
+#: Without pictures to judge by, a threshold is one that skips about this share of the steps.
+SKIPPED_SHARE = 1 / 3
 
-#: So many knots a profile has at most.
-MOST_KNOTS = 64
+#: The thresholds to choose from.
+THRESHOLDS = tuple(float(f"{threshold:.2g}") for threshold in np.geomspace(0.005, 2, 49))
 
-
-@dataclass(frozen=True)
-class Polynomial:
-    """From the signal's relative change to the output's, through the origin.
-
-    Attributes:
-        coefficients: five, highest power first.
-        span: the smallest and the largest signal change that the fit saw.
-        degree: of the polynomial; higher coefficients are 0.
-        monotone: it was held to rise, and so to stay above 0, from 0 to the end of `span`.
-    """
-
-    coefficients: tuple[float, ...]
-    span: tuple[float, float]
-    degree: int
-    monotone: bool
-
-    def __call__(self, signal: np.ndarray) -> np.ndarray:
-        return predict(self.coefficients, self.span, signal)
+Span = tuple[float, float]
 
 
-@dataclass(frozen=True)
-class Score:
+class Score(NamedTuple):
     """How well something predicts: R² (1 is perfect, 0 is the mean, below that worse) and the root mean square error."""
 
     r2: float
     rmse: float
 
 
-def predict(coefficients: Sequence[float], span: tuple[float, float] | None, signal: np.ndarray) -> np.ndarray:
-    """A gate's polynomial at `signal`, which is taken for the nearer end of `span` where it lies outside."""
-    return np.polyval(coefficients, signal if span is None else np.clip(signal, *span))
+def numbers(traces: Sequence[Trace], published: Variant | None = None) -> tuple[dict[str, Any], dict[str, Score]]:
+    """The keys `profile`, `polynomial`, `range` and `threshold` of a coefficient file, and how well each way predicts.
 
-
-def fit_polynomial(groups: Pairs) -> Polynomial:
-    """The polynomial whose degree predicts a left-out prompt best; it never falls where that costs little.
+    The profile is that of what moves the picture, the guided prediction; what is compared is the transformer's output, each
+    prompt left out of the fit in turn. The polynomial of the variant `published` stays, with its threshold, where it
+    predicts no worse than ours.
 
     Args:
-        groups: two or more.
+        traces: two or more, of one command; a prompt each.
     """
-    signals = np.concatenate([signal for signal, _ in groups])
+    moved = np.array([np.cumsum([0.0, *(trace.prediction or trace.output)]) for trace in traces]).mean(axis=0)
+    sigma, change = (tuple(np.round(each, 5).tolist()) for each in (traces[0].sigma, moved))
+    keys: dict[str, Any] = {"profile": Profile(sigma=sigma, change=change)}
+    outputs = np.array([trace.output[:-1] for trace in traces])  # the last step always computes
+    scores = {PROFILE: score(outputs, (outputs.sum(axis=0) - outputs) / (len(traces) - 1))}
+    if any(trace.signal is None for trace in traces):
+        return keys, scores
+    signals = np.array([trace.signal[:-1] for trace in traces if trace.signal])
+    polynomial, scores[OWN] = fit_polynomial(signals, outputs)
+    if published is not None and published.polynomial is not None:
+        low, high = published.range or (0.0, np.inf)
+        scores[PUBLISHED] = score(outputs, np.polyval(published.polynomial, np.clip(signals, low, high)))
+        if scores[PUBLISHED].rmse <= (1 + CLEARLY) * scores[OWN].rmse:
+            return keys | {key: getattr(published, key) for key in ("polynomial", "range", "threshold")}, scores
     span = (float(signals.min()), float(signals.max()))
-    errors = {choice: _left_out_error(groups, span[1], *choice) for choice in itertools.product(DEGREES, (True, False))}
-    within = [choice for choice, error in errors.items() if error <= (1 + CHEAP) * min(errors.values())]
-    degree, monotone = min(within, key=lambda choice: (not choice[1], choice[0]))
-    weights = _weights(groups, span[1], degree, monotone)
-    at = np.linspace(0, 1, degree + 1)  # degree + 1 points define the polynomial
-    powers = np.linalg.solve(np.vander(at, degree + 1), _basis(at, degree) @ weights) / span[1] ** np.arange(
-        degree, -1, -1.0
-    )
-    return Polynomial((*[0.0] * (4 - degree), *powers[:-1].tolist(), 0.0), span, degree, monotone)
+    threshold = threshold_for(polynomial, span, traces)
+    return keys | {"polynomial": polynomial, "range": span, "threshold": threshold}, scores
 
 
-def fit_profile(sigmas: Sequence[np.ndarray], outputs: Sequence[np.ndarray]) -> Profile:
-    """The mean accumulated change over the generations, at the σ of the longest run.
-
-    Args:
-        sigmas: (steps,) for each generation; runs may differ.
-        outputs: (steps - 1,) for each generation.
+def fit_polynomial(signals: np.ndarray, outputs: np.ndarray) -> tuple[Sequence[float], Score]:
+    """From the signal's change to the output's, both (prompts, changes): five coefficients, highest power first, and how well
+    such a polynomial predicts a prompt that was left out. It rises, or stays level, all over the changes that were seen.
     """
-    longest = max(sigmas, key=len)
-    if len(longest) > MOST_KNOTS:
-        longest = np.interp(np.linspace(0, len(longest) - 1, MOST_KNOTS), np.arange(len(longest)), longest)
-    curves = [
-        np.interp(-longest, -sigma, np.concatenate([[0.0], np.cumsum(output)]))
-        for sigma, output in zip(sigmas, outputs, strict=True)
-    ]
-    change = np.mean(curves, axis=0)
-    return Profile(sigma=tuple(longest.tolist()), change=tuple((change - change[0]).tolist()))
+    at, found = np.linspace(signals.min(), signals.max(), 200), []
+    for degree in DEGREES:
+        whole = _polynomial(signals, outputs, degree)
+        if degree and (np.diff(np.polyval(whole, at), prepend=0) < 0).any():
+            continue
+        others = [
+            (np.delete(signals, left_out, 0), np.delete(outputs, left_out, 0)) for left_out in range(len(signals))
+        ]
+        guesses = [np.polyval(_polynomial(*each, degree), signal) for each, signal in zip(others, signals, strict=True)]
+        found.append((whole, score(outputs, np.array(guesses))))
+    enough = (1 + CHEAP) * min(one.rmse for _, one in found)
+    return next((polynomial, one) for polynomial, one in found if one.rmse <= enough)
 
 
-def changes_at(profile: Profile, sigma: np.ndarray) -> np.ndarray:
-    """(steps,) → (steps - 1,): the change that a profile expects from each step to the next."""
-    return np.array(expected_changes(profile.sigma, profile.change, sigma.tolist()))
+def _polynomial(signals: np.ndarray, outputs: np.ndarray, degree: int) -> list[float]:
+    found = np.linalg.lstsq(np.vander(signals.ravel(), degree + 1), outputs.ravel(), rcond=None)[0]
+    return [*[0.0] * (4 - degree), *found.tolist()]
 
 
-def score(truths: Sequence[np.ndarray], guesses: Sequence[np.ndarray]) -> Score:
-    """`guesses` against `truths`, over all of them together."""
-    truth, guess = np.concatenate(list(truths)), np.concatenate(list(guesses))
-    squares, spread = ((truth - guess) ** 2).sum(), ((truth - truth.mean()) ** 2).sum()
-    return Score(float(1 - squares / spread) if spread > 0 else float("nan"), float(np.sqrt(squares / len(truth))))
+def score(truth: np.ndarray, guess: np.ndarray) -> Score:
+    """`guess` against `truth`, over all of them together."""
+    error = ((truth - guess) ** 2).mean()
+    return Score(float(1 - error / truth.var()) if truth.var() > 0 else np.nan, float(error**0.5))
 
 
-def leave_one_out(groups: Sequence[T], guess: Callable[[list[T], T], np.ndarray]) -> list[np.ndarray]:
-    """For each group what `guess(the others, it)` says of it."""
-    return [guess([*groups[:index], *groups[index + 1 :]], group) for index, group in enumerate(groups)]
+def threshold_for(
+    polynomial: Sequence[float], span: Span, traces: Sequence[Trace], share: float = SKIPPED_SHARE
+) -> float:
+    """The threshold that skips about `share` of the steps, as the gate decides on the traces' own signal."""
+    return min(THRESHOLDS, key=lambda each: abs(skipped_share(polynomial, span, each, traces) - share))
 
 
-# A polynomial of degree n through the origin in Bernstein's basis on [0, 1] is Σ c_k B_k with c_0 = 0, and it rises there if
-# c_k never falls. So the weights are the rises c_k - c_(k-1), and a polynomial that never falls has none below 0.
-
-
-def _basis(x: np.ndarray, degree: int) -> np.ndarray:
-    """(pairs,) → (pairs, degree): column k is Σ of B_j for j > k."""
-    bernstein = np.stack([math.comb(degree, j) * x**j * (1 - x) ** (degree - j) for j in range(degree + 1)], axis=1)
-    return np.cumsum(bernstein[:, :0:-1], axis=1)[:, ::-1]
-
-
-def _weights(groups: Pairs, end: float, degree: int, monotone: bool) -> np.ndarray:
-    """(degree,), least squares; with `monotone` none below 0, exactly: every set of zeros is tried, 16 at most."""
-    matrix = np.concatenate([_basis(signal / end, degree) for signal, _ in groups])
-    right = np.concatenate([output for _, output in groups])
-    gram, right = matrix.T @ matrix, matrix.T @ right
-    best, least = np.zeros(degree), np.inf
-    for free in itertools.product((False, True), repeat=degree) if monotone else [(True,) * degree]:
-        where, weights = np.flatnonzero(free), np.zeros(degree)
-        weights[where] = np.linalg.lstsq(gram[np.ix_(where, where)], right[where], rcond=None)[0]
-        loss = weights @ gram @ weights - 2 * right @ weights
-        if loss < least and not (monotone and (weights < 0).any()):
-            best, least = weights, loss
-    return best
-
-
-def _left_out_error(groups: Pairs, end: float, degree: int, monotone: bool) -> float:
-    """Root mean square error over all groups, each predicted by the fit to the others."""
-    guesses = leave_one_out(
-        groups, lambda others, one: _basis(one[0] / end, degree) @ _weights(others, end, degree, monotone)
-    )
-    return score([output for _, output in groups], guesses).rmse
+def skipped_share(polynomial: Sequence[float], span: Span, threshold: float, traces: Sequence[Trace]) -> float:
+    """Which share of the steps TeaCache's gate would skip; the signal is that of a run in which nothing was skipped."""
+    skips: list[bool] = []
+    for trace in traces:
+        gate = TeaCacheGate(len(trace.sigma), threshold, polynomial, span)
+        skips += [gate(step, partial(float, change)).skip for step, change in enumerate((0.0, *(trace.signal or ())))]
+    return float(np.mean(skips))

@@ -1,125 +1,84 @@
-"""From recorded generations to what will be tried: the numbers of a variant, and settings that suit them."""
+"""From recorded generations to a variant, to settings that suit it, and to the one that their pictures speak for."""
 
 import datetime
+from argparse import ArgumentTypeError
 from collections.abc import Mapping, Sequence
-from functools import partial
 from importlib.metadata import version
 from typing import Any
 
-from mflux_teacache_plugin.calibration.analysis import OWN, PROFILE, PUBLISHED, Analysis
+from mflux_teacache_plugin.calibration import fit
 from mflux_teacache_plugin.calibration.traces import Trace
-from mflux_teacache_plugin.methods.teacache import TeaCacheGate
-from mflux_teacache_plugin.variants import Profile, Provenance, Variant
-
-#: Without pictures to judge by, a threshold is one that skips about this share of the steps.
-SKIPPED_SHARE = 1 / 3
+from mflux_teacache_plugin.checks import as_table
+from mflux_teacache_plugin.measure import results
+from mflux_teacache_plugin.measure.results import Row
+from mflux_teacache_plugin.methods.method import to_float
+from mflux_teacache_plugin.variants import Provenance, Variant
 
 #: What is said of a threshold that follows from the traces alone.
 UNSEEN = "The threshold skips about a third of the steps of these traces; no picture was looked at."
 
-#: The speed-ups that are tried beside thresholds.
-SPEED_UPS = ("1.5x", "2x", "3x")
+#: Begins the source of a variant that keeps a published polynomial.
+KEPT = "polynomial and threshold: "
 
-#: Shares of the steps that the thresholds which are tried should skip.
-TRIED_SHARES = (0.25, 0.5)
-
-#: Thresholds that are nearer to each other than this share are not both tried.
-APART = 0.1
+#: The speed-ups that are tried beside thresholds, and the shares of the steps that further thresholds should skip.
+SPEED_UPS, TRIED_SHARES = ("1.5x", "2x", "3x"), (0.25, 0.5)
 
 
-def variant_of(
-    facts: Mapping[str, Any], analysis: Analysis, traces: Sequence[Trace], existing: Variant | None
-) -> Variant:
-    """The variant that the traces give.
+def variant_of(facts: Mapping[str, Any], traces: Sequence[Trace], existing: Variant | None) -> Variant:
+    """The variant that the traces give; nobody has looked at a picture yet.
 
     Args:
         facts: the keys of a coefficient file besides numbers and provenance.
         existing: the variant that served this model up to now, None if there is none.
     """
-    keys = numbers(analysis, traces, existing)
-    recipe = traces[0].recipe
-    source, notes, judged = str(recipe["source"]), [analysis.verdict], PROFILE
-    if existing is not None and analysis.keeps_published:
-        source, judged = f"polynomial and threshold: {existing.provenance.source}; profile: {source}", PUBLISHED
+    source = f"mflux-teacache-plugin {version('mflux-teacache-plugin')}, mflux-teacache calibrate"
+    published = "" if existing is None else existing.provenance.source.removeprefix(KEPT).partition("; profile: ")[0]
+    if published.startswith("mflux-teacache-plugin "):
+        existing = None  # an earlier calibration's: nothing is lost where it is fitted again
+    keys, scores = fit.numbers(traces, existing)
+    told = ", ".join(f"{name} {score.r2:.3f}" for name, score in scores.items())
+    notes, judged = [f"R2 of the output's change, of prompts left out: {told}."], fit.PROFILE
+    if existing is not None and "polynomial" in keys and keys["polynomial"] == existing.polynomial:
+        source, judged = f"{KEPT}{published}; profile: {source}", fit.PUBLISHED
     elif "polynomial" in keys:
-        judged = OWN
+        judged = fit.OWN
         notes.append(UNSEEN)
-    if analysis.guided:
-        notes.append("The profile is of the guided prediction.")
-    score = analysis.scores.get(judged)
     provenance = Provenance(
         source=source,
-        recipe=recipe_text(recipe, analysis),
+        recipe=f"{len(traces)} prompts, {traces[0].recipe}, mflux {traces[0].mflux}",
         date=datetime.date.today().isoformat(),
-        r2=None if score is None else round(score.r2, 4),
+        r2=round(scores[judged].r2, 4),
         fitted=True,
         notes="\n".join(notes),
     )
     return Variant(**facts, **keys, provenance=provenance)
 
 
-def numbers(analysis: Analysis, traces: Sequence[Trace], published: Variant | None) -> dict[str, Any]:
-    """The keys `polynomial`, `range`, `threshold` and `profile` of a coefficient file.
-
-    The published polynomial stays, with the threshold that was chosen for it, where it predicts no worse than ours.
-    """
-    keys: dict[str, Any] = {
-        "profile": Profile(
-            sigma=tuple(round(sigma, 5) for sigma in analysis.profile.sigma),
-            change=tuple(round(change, 4) for change in analysis.profile.change),
-        )
-    }
-    if published is not None and analysis.keeps_published:
-        return {"polynomial": published.polynomial, "range": published.range, "threshold": published.threshold, **keys}
-    if analysis.polynomial is None:
-        return keys
-    polynomial, span = analysis.polynomial.coefficients, analysis.polynomial.span
-    threshold = threshold_for(polynomial, span, traces)
-    return {"polynomial": polynomial, "range": span, "threshold": threshold, **keys}
-
-
 def settings(variant: Variant, traces: Sequence[Trace]) -> list[str]:
     """What to try, as `--teacache` takes it: thresholds around the variant's own, and speed-ups."""
-    thresholds = [] if variant.threshold is None else [variant.threshold]
+    thresholds = set() if variant.threshold is None else {variant.threshold}
     if variant.polynomial is not None and variant.range is not None and traces[0].signal is not None:
-        for share in TRIED_SHARES:
-            threshold = threshold_for(variant.polynomial, variant.range, traces, share)
-            if all(abs(threshold / other - 1) > APART for other in thresholds):
-                thresholds.append(threshold)
+        thresholds |= {fit.threshold_for(variant.polynomial, variant.range, traces, each) for each in TRIED_SHARES}
     return [*(f"{threshold:g}" for threshold in sorted(thresholds)), *SPEED_UPS]
 
 
-def threshold_for(
-    polynomial: Sequence[float], span: tuple[float, float], traces: Sequence[Trace], share: float = SKIPPED_SHARE
-) -> float:
-    """The threshold that skips about `share` of the steps, as the gate decides on the traces' own signal."""
-    low, high = 0.005, 2.0
-    for _ in range(12):
-        middle = (low * high) ** 0.5
-        low, high = (middle, high) if skipped_share(polynomial, span, middle, traces) < share else (low, middle)
-    return float(f"{(low * high) ** 0.5:.2g}")
+def recommending(variant: Variant, rows: Sequence[Row], more: Sequence[str]) -> Variant:
+    """The variant with what its pictures speak for as its default, and the reasons, with `more`, in its provenance."""
+    changes: dict[str, Any] = {}
+    notes = (variant.provenance.notes or "").splitlines()
+    best, threshold = results.best(rows), results.best([row for row in rows if is_threshold(row.setting)])
+    if threshold is not None:
+        changes["threshold"] = float(threshold.setting)
+        notes = [line for line in notes if line != UNSEEN]
+    if best is not None and best is not threshold:
+        changes["recommended"] = best.setting
+    told = {**as_table(variant.provenance), "notes": "\n".join([*notes, *more])}
+    return variant.replace(**changes, provenance=Provenance(**told))
 
 
-def skipped_share(
-    polynomial: Sequence[float], span: tuple[float, float], threshold: float, traces: Sequence[Trace]
-) -> float:
-    """Which share of the steps TeaCache's gate would skip; the signal is that of a run in which nothing was skipped."""
-    skipped = steps = 0
-    for trace in traces:
-        assert trace.signal is not None
-        gate = TeaCacheGate(len(trace.signal) + 1, threshold, polynomial, span)
-        changes = [0.0, *trace.signal.tolist()]
-        skipped += sum(gate(step, partial(float, change)).skip for step, change in enumerate(changes))
-        steps += len(changes)
-    return skipped / steps
-
-
-def recipe_text(recipe: Mapping[str, Any], analysis: Analysis) -> str:
-    """`10 prompts, 50 steps, guidance 4, 512x512, q4, seed 42`, as far as the traces say so."""
-    several = f", {analysis.generations} generations" if analysis.generations != analysis.prompts else ""
-    told = [f"{analysis.prompts} prompts{several}", f"{recipe['steps']} steps"]
-    told += [f"guidance {recipe['guidance']:g}"] if isinstance(recipe.get("guidance"), (int, float)) else []
-    told += [f"{recipe['width']}x{recipe['height']}"]
-    told += [f"q{recipe['quantize']}"] if recipe.get("quantize") else []
-    told += [f"LoRA {', '.join(map(str, recipe['lora_paths']))}"] if recipe.get("lora_paths") else []
-    return ", ".join([*told, f"seed {recipe['seed']}", f"mflux {version('mflux')}"])
+def is_threshold(setting: str) -> bool:
+    """Whether this is a number, as TeaCache's threshold is given."""
+    try:
+        return bool(to_float(setting))
+    except ArgumentTypeError:
+        return False

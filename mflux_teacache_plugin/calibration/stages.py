@@ -7,10 +7,10 @@ its own, so that the same command goes on where it was interrupted. Under `mlx.l
 
 import hashlib
 import json
+import os
 import re
-import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -18,252 +18,209 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from mflux_teacache_plugin.adapters import Adapter
-from mflux_teacache_plugin.calibration import coefficient_file, propose, takeover, traces
-from mflux_teacache_plugin.calibration.analysis import Analysis, analyse
-from mflux_teacache_plugin.calibration.recommend import Recommendation, choose, recommending
-from mflux_teacache_plugin.calibration.record import OUTPUT, Recording, recording
-from mflux_teacache_plugin.calibration.sweep import Pictures, make_pictures
+from mflux_teacache_plugin import apply
+from mflux_teacache_plugin.calibration import coefficient_file, propose, sweep, takeover, traces
+from mflux_teacache_plugin.calibration.record import Recorder, recording
 from mflux_teacache_plugin.calibration.takeover import Model
 from mflux_teacache_plugin.calibration.traces import Trace, TraceError
 from mflux_teacache_plugin.checks import as_table
-from mflux_teacache_plugin.measure import files, shards
+from mflux_teacache_plugin.choose import Choice
+from mflux_teacache_plugin.errors import SettingsError, TeaCacheError
+from mflux_teacache_plugin.measure import results, shards
 from mflux_teacache_plugin.measure.results import Row
 from mflux_teacache_plugin.measure.runs import Command
-from mflux_teacache_plugin.measure.series import Case
-from mflux_teacache_plugin.methods import OFF
-from mflux_teacache_plugin.variants import Catalog, Match, Variant
+from mflux_teacache_plugin.measure.series import Case, Shot
+from mflux_teacache_plugin.variants import Variant
+from mflux_teacache_plugin.variants.variant import BESIDE_MODEL
 
-#: The first seed; further ones of a prompt count up.
+#: Of every picture; the prompts differ.
 SEED = 42
+
+#: So few steps have nothing between the first and the last, which always compute.
+FEWEST_STEPS = 4
 
 COMMENT = "Made by `mflux-teacache calibrate`. Every key: docs/coefficient-files.md."
 
-SECONDS = (
-    "Seconds are those of one process, one setting after the other, and mislead: what counts are the steps computed."
-)
+SECONDS = "Seconds are those of one process, one setting after the other: for exact ones use `mflux-teacache bench`."
 
 UNKNOWN_LICENCE = "unknown; see the model's own page"
 
-Item = tuple[str, int]  # a prompt and a seed
 
-
-@dataclass(frozen=True)
-class Plan:
-    """What was asked for.
+@dataclass(eq=False)
+class Calibration:
+    """One calibration: what was asked for; after `run` also what was found, on rank 0.
 
     Attributes:
-        command: of mflux, with its options.
         prompts: to record and fit; `held_out`: to try settings on, none for no trial.
-        seeds: generations of each prompt.
-        settings: methods to try; none for a choice that follows from the fit.
-        target: mean SSIM that a recommended setting must reach.
+        settings: to try; none for a choice that follows from the fit.
         id: of the variant; None to take the model's.
-        output: folder of the coefficient file; `folder`: of everything else, None for `calibration-<id>` here.
+        output: folder of the coefficient file, None for the model's own; `folder`: of everything else, None for
+            `calibration-<id>` here.
         force: overwrite an existing coefficient file.
+        file: the coefficient file; `variant`: what it holds; `rows`: what the pictures showed.
     """
 
     command: Command
-    prompts: tuple[str, ...]
-    held_out: tuple[str, ...]
-    seeds: int
-    settings: tuple[str, ...]
-    target: float
+    prompts: Sequence[str]
+    held_out: Sequence[str]
+    settings: Sequence[str]
     id: str | None
-    output: Path
+    output: Path | None
     folder: Path | None
     force: bool
+    file: Path = field(init=False)
+    variant: Variant | None = field(init=False, default=None)
+    rows: Sequence[Row] = field(init=False, default=())
+    _facts: dict[str, Any] = field(init=False)  # the coefficient file's keys besides numbers and provenance
+    _existing: Variant | None = field(init=False)
 
-    def items(self, prompts: Sequence[str]) -> list[Item]:
-        return [(prompt, SEED + number) for prompt in prompts for number in range(self.seeds)]
-
-
-@dataclass(frozen=True, eq=False)
-class Outcome:
-    """What a calibration found and wrote; without held-out prompts there are no rows and no choice."""
-
-    variant: Variant
-    analysis: Analysis
-    rows: Sequence[Row]
-    choice: Recommendation | None
-    coefficients: Path
-    folder: Path
-
-
-class Calibration:
-    """One calibration; `run` does it all and gives the outcome on rank 0, None on the others."""
-
-    def __init__(self, plan: Plan, catalog: Catalog) -> None:
-        self._plan = plan
-        self._catalog = catalog
-        self._folder = Path()
-        self._facts: dict[str, Any] = {}  # the coefficient file's keys besides numbers and provenance
-        self._existing: Variant | None = None
-        self._outcome: Outcome | None = None
-
-    def run(self) -> Outcome | None:
+    def run(self) -> None:
+        """All of it. Every rank takes its share of recording and trying; rank 0 alone fits, chooses and writes."""
         with shards.stoppable():
-            takeover.run(self._plan.command, self._catalog, self._check, self._stages)
-        return self._outcome
+            takeover.run(self.command, self._check, self._stages)
 
-    def _check(self, adapter: Adapter, match: Match | None, model_config: Any, source: str | None) -> None:
+    @property
+    def place(self) -> Path:
+        """The folder of everything but the coefficient file."""
+        return self.folder or Path(f"calibration-{self._facts['id']}")
+
+    def _check(self, choice: Choice, source: str) -> None:
         """Before any weights load: whose numbers these will be, and whether they can be written."""
-        name = name_of(source or model_config.model_name)
-        exact = match.variant if match is not None and match.exact else None
-        existing = self._existing = None if match is None else match.variant
-        id = self._plan.id or (exact.id if exact is not None else id_of(name))
+        path, existing = Path(source).expanduser(), choice.variant
+        name = path.absolute().name if path.exists() else source
+        exact = existing if choice.match is not None and choice.match.exact else None
+        id = self.id or (exact.id if exact is not None else id_of(name))
         models = exact.models if exact is not None else (name,)
-        self._facts = {"id": id, "adapter": adapter.id, "models": models, "weights_licence": UNKNOWN_LICENCE}
+        self._facts = {"id": id, "adapter": choice.adapter.id, "models": models, "weights_licence": UNKNOWN_LICENCE}
+        self._existing = existing
         if existing is not None:
             self._facts.update(distilled=existing.distilled, weights_licence=existing.weights_licence)
             if existing.id == id:
                 self._facts.update(related=existing.related, guard=existing.guard)
-        self._folder = self._plan.folder or Path(f"calibration-{id}")
+        if self.output is None and not path.is_dir():
+            cause = f"the command loads {source}, which is no folder of this machine"
+            raise SettingsError("--into-model has no folder to write to", cause=cause, hint="leave it out")
+        self.file = path / BESIDE_MODEL if self.output is None else self.output / f"{id}.toml"
         if shards.leads():
-            coefficient_file.check_free(self._plan.output, id, self._plan.force)
-            check_writable(self._plan.output)
-        check_writable(self._folder)
-        for item in self._plan.items(self._plan.prompts):
-            self._is_recorded(*item)
+            coefficient_file.check_free(self.file, self.force)
+            check_writable(self.file.parent)
+        check_writable(self.place)
+        for prompt in self.prompts:
+            self._is_recorded(prompt)
 
     def _stages(self, model: Model) -> None:
-        """All of them, in order. Every rank comes to the first three; rank 0 alone chooses and writes."""
         self._record(model)
-        recorded, analysis, proposal = self._propose()
-        variant = Variant(**proposal["variant"])
-        cases = self._cases(proposal["settings"], proposal["steps"])
-        pictures = make_pictures(model, variant, cases, proposal["active"], self._folder / "pictures")
-        if analysis is None:
-            return
-        choice = choose(pictures.rows, self._plan.target) if cases else None
-        if choice is not None:
-            reasons = [f"Settings were tried on {len(cases)} held-out pictures. {choice.why}"]
-            reasons += [f"{setting} could not be tried: {why}." for setting, why in sorted(pictures.faults.items())]
-            variant = recommending(variant, pictures.rows, choice, self._plan.target, reasons)
-        self._report(recorded, analysis, variant, pictures, choice)
-        file = coefficient_file.write(variant, self._plan.output, COMMENT, self._plan.force)
-        self._outcome = Outcome(variant, analysis, pictures.rows, choice, file, self._folder)
+        proposal = self._proposal() if shards.leads() else None
+        proposal = shards.share(proposal)
+        variant, settings, notes = Variant(**proposal["variant"]), [], []
+        for setting in proposal["settings"]:
+            try:
+                apply.apply_teacache(model.pipeline, setting, variant=variant).restore()
+                settings.append(setting)
+            except TeaCacheError as error:
+                notes.append(f"{setting} could not be tried: {error.error}.")
+        cases = [
+            Case(slug(prompt), variant.id, prompt, SEED, proposal["steps"], tuple(settings), self._asking_for(prompt))
+            for prompt in self.held_out
+        ]
+        shots = sweep.make_pictures(model, variant, cases, proposal["active"], self.place / "pictures")
+        if shots is not None:
+            self._conclude(variant, cases, shots, notes)
 
     def _record(self, model: Model) -> None:
         """This rank's share of the generations, as far as they are not on disk; rank 0 gets those of all ranks."""
-        items = shards.mine(self._plan.items(self._plan.prompts))
-        missing = [item for item in items if not self._is_recorded(*item)]
+        mine = shards.mine(self.prompts)
+        missing = [prompt for prompt in mine if not self._is_recorded(prompt)]
         total = len(missing) * model.steps if model.steps else None
         with (
             tqdm(total=total, desc="recording", unit="step", disable=not (missing and shards.leads())) as bar,
             recording(model.pipeline, model.adapter, bar.update) as recorder,
         ):
-            for prompt, seed in missing:
-                model.generate(prompt, seed)
-                self._write_trace(model, recorder.last, prompt, seed)
-        shards.gather_files([self._trace(*item) for item in items], self._folder)
+            for prompt in missing:
+                model.generate(prompt, SEED)
+                traces.write(self._trace(prompt), self._seen(model, recorder, prompt))
+        shards.gather_files([self._trace(prompt) for prompt in mine], self.place)
 
-    def _propose(self) -> tuple[list[Trace], Analysis | None, dict[str, Any]]:
-        """What was recorded, what it says (both on rank 0 alone), and on every rank what to try: variant and settings."""
-        recorded, analysis, proposal = [], None, None
-        if shards.leads():
-            recorded = [
-                trace for item in self._plan.items(self._plan.prompts) for trace in traces.read(self._trace(*item))
-            ]
-            analysis = analyse(recorded, self._existing)
-            variant = propose.variant_of(self._facts, analysis, recorded, self._existing)
-            steps = recorded[0].recipe["steps"]
-            proposal = {
-                "variant": json.loads(json.dumps(as_table(variant), default=as_table)),
-                "settings": self._plan.settings or propose.settings(variant, recorded),
-                "steps": steps,
-                "active": len(recorded[0].sigma) / steps,
-            }
-        return recorded, analysis, shards.share(proposal)
+    def _proposal(self) -> dict[str, Any]:
+        """What to try, as JSON holds it: variant and settings."""
+        recorded = [traces.read(self._trace(prompt)) for prompt in self.prompts]
+        variant, steps = propose.variant_of(self._facts, recorded, self._existing), recorded[0].steps
+        return {
+            "variant": json.loads(json.dumps(as_table(variant), default=as_table)),
+            "settings": list(self.settings or propose.settings(variant, recorded)),
+            "steps": steps,
+            "active": len(recorded[0].sigma) / steps,
+        }
 
-    def _cases(self, settings: Sequence[str], steps: int) -> list[Case]:
-        """What is tried on each held-out prompt."""
-        items, ways = self._plan.items(self._plan.held_out), tuple(settings)
-        return [Case(slug(*item), self._facts["id"], *item, steps, ways, self._plan.command) for item in items]
+    def _conclude(self, variant: Variant, cases: Sequence[Case], shots: Sequence[Shot], notes: list[str]) -> None:
+        """Choose, and write the report and the coefficient file."""
+        from mflux_teacache_plugin.measure import report  # matplotlib takes its time
 
-    def _report(
-        self,
-        recorded: Sequence[Trace],
-        analysis: Analysis,
-        variant: Variant,
-        pictures: Pictures,
-        choice: Recommendation | None,
-    ) -> None:
-        """The charts and the page, with the pictures of the chosen setting, or of the nearest."""
-        from mflux_teacache_plugin.calibration import charts  # matplotlib takes its time
-        from mflux_teacache_plugin.measure import plots, report
+        about = f"{variant.provenance.recipe}. {variant.provenance.notes}\n{SECONDS if cases else ''}"
+        title, pictures = f"Calibration of {variant.id}", self.place / "pictures"
+        facts = {"variant": as_table(variant)}
+        self.rows, _ = report.conclude(title, about.strip(), facts, cases, shots, pictures, self.place)
+        if cases:
+            notes = [f"Tried on {len(cases)} prompts held out. {results.verdict(self.rows)}", *notes]
+        self.variant = propose.recommending(variant, self.rows, notes)
+        coefficient_file.write(self.variant, self.file, COMMENT, self.force)
 
-        drawn, shown, commands = [self._folder / "profile.png"], [], {}
-        charts.draw(analysis, recorded, self._existing, drawn[0])
-        if choice is not None and choice.nearest is not None:
-            drawn.append(self._folder / "frontier.png")
-            plots.frontier(pictures.rows, drawn[1])
-            shots = [shot for shot in pictures.shots if shot.setting in (OFF, choice.setting or choice.nearest)]
-            shown = report.lines(pictures.cases, shots, pictures.near, self._folder / "pictures")
-            commands[variant.id] = str(pictures.cases[0].command.with_options(teacache=choice.setting))
-        about = f"{variant.provenance.recipe}. {variant.provenance.notes}" + (f"\n{SECONDS}" if pictures.rows else "")
-        text = report.html(f"Calibration of {variant.id}", about, pictures.rows, drawn, shown, commands)
-        files.write(self._folder / "report.html", text)
+    def _asking_for(self, prompt: str) -> Command:
+        return self.command.with_options(prompt=prompt, seed=SEED)
 
-    # ---- traces of this calibration ----------------------------------------------------------------------------------
+    def _trace(self, prompt: str) -> Path:
+        return self.place / "traces" / f"{slug(prompt)}.toml"
 
-    def _trace(self, prompt: str, seed: int) -> Path:
-        return self._folder / "traces" / f"{slug(prompt, seed)}.json"
-
-    def _origin(self) -> dict[str, str]:
-        """What all generations of one calibration have in common."""
-        return {"variant": self._facts["id"], "command": str(self._plan.command), "mflux": version("mflux")}
-
-    def _is_recorded(self, prompt: str, seed: int) -> bool:
+    def _is_recorded(self, prompt: str) -> bool:
         """Whether this generation is on disk. Raises TraceError if a file of another run is."""
-        path = self._trace(prompt, seed)
+        path = self._trace(prompt)
         if not path.exists():
             return False
-        recipe, ours = traces.read(path)[0].recipe, self._origin()
-        if differing := [f"{key}: {recipe.get(key)}, now {ours[key]}" for key in ours if recipe.get(key) != ours[key]]:
+        found = traces.read(path)
+        told, ours = (f"{found.command} with mflux {found.mflux}", f"{self.command} with mflux {version('mflux')}")
+        if told != ours:
             hint = "name another --folder, or delete this one"
-            raise TraceError(f"{path} is of another run", cause="\n".join(differing), hint=hint)
+            raise TraceError(f"{path} is of another run", cause=f"of {told}, now {ours}", hint=hint)
         return True
 
-    def _write_trace(self, model: Model, last: Recording, prompt: str, seed: int) -> None:
-        steps = len(last.sigma)
-        if steps < traces.FEWEST_STEPS:
-            raise TraceError(f"{steps} steps tell nothing", hint=f"take --steps {traces.FEWEST_STEPS} or more")
-        branches = last.branches or [{OUTPUT: last.prediction}]
-        rows = list(branches[0].values())
-        if not all(len(row) == steps - 1 for row in rows) or not np.isfinite(rows).all():
+    def _seen(self, model: Model, recorder: Recorder, prompt: str) -> Trace:
+        """The generation that was recorded just now."""
+        config, steps = recorder.config, len(recorder.sigma)
+        if steps < FEWEST_STEPS:
+            raise TraceError(f"{steps} steps tell nothing", hint=f"take --steps {FEWEST_STEPS} or more")
+        usable = {
+            kind: tuple(row)
+            for kind, row in recorder.changes.items()
+            if len(row) == steps - 1 and np.isfinite(row).all()
+        }
+        if not usable:
             raise TraceError(
                 f"{type(model.pipeline).__name__} cannot be recorded",
-                cause=f"{steps} steps gave {sorted({len(row) for row in rows})} finite changes",
+                cause=f"{steps} steps gave {sorted({len(row) for row in recorder.changes.values()})} changes",
                 hint="its adapter does not fit, or it takes its steps in another way",
             )
-        # guidance may end before the run does, and its branch with it
-        branches = [branch for branch in branches if all(len(row) == steps - 1 for row in branch.values())]
-        recipe = {
-            **self._origin(),
-            "source": f"mflux-teacache-plugin {version('mflux-teacache-plugin')}, mflux-teacache calibrate",
-            "adapter": self._facts["adapter"],
-            "models": self._facts["models"],
-            "signal": traces.SIGNAL,
-            **last.facts,
-            "quantize": getattr(model.pipeline, "bits", None),
-            "lora_paths": [str(path) for path in getattr(model.pipeline, "lora_paths", None) or ()],
-            "prompt": prompt,
-            "seed": seed,
-        }
-        prediction = last.prediction if len(last.prediction) == steps - 1 else None
-        traces.write_generation(self._trace(prompt, seed), recipe, last.sigma, branches, prediction)
+        usable.setdefault("output", usable.get("prediction", ()))
+        bits, loras = getattr(model.pipeline, "bits", None), getattr(model.pipeline, "lora_paths", None)
+        recipe = [f"{config.num_inference_steps} steps", f"{config.width}x{config.height}"]
+        recipe += [] if config.guidance is None else [f"guidance {config.guidance:g}"]
+        recipe += [f"q{bits}"] if bits else []
+        recipe += [f"LoRA {', '.join(map(str, loras))}"] if loras else []
+        return Trace(
+            command=str(self.command),
+            mflux=version("mflux"),
+            prompt=prompt,
+            recipe=", ".join([*recipe, f"seed {SEED}"]),
+            steps=config.num_inference_steps,
+            sigma=tuple(recorder.sigma),
+            **usable,
+        )
 
 
 def check_writable(folder: Path) -> None:
-    """Raise TraceError if no file can be written into a folder, or no such folder be made. Leaves nothing behind."""
+    """Raise SettingsError if no file can be written into a folder, or no such folder be made."""
     nearest = next(each for each in (folder, *folder.absolute().parents) if each.exists())
-    try:
-        with tempfile.TemporaryFile(dir=nearest):
-            pass
-    except OSError as error:
-        hint = "name another folder"
-        raise TraceError(f"{folder} cannot be written", cause=error.strerror or str(error), hint=hint) from error
+    if not (nearest.is_dir() and os.access(nearest, os.W_OK)):
+        raise SettingsError(f"{folder} cannot be written", cause=f"{nearest} cannot", hint="name another folder")
 
 
 def id_of(name: str) -> str:
@@ -271,13 +228,7 @@ def id_of(name: str) -> str:
     return re.sub(r"[^a-z0-9.-]", "-", name.rsplit("/", 1)[-1].casefold()).strip(".-") or "model"
 
 
-def name_of(source: str) -> str:
-    """What a coefficient file calls these weights: a repository as it is, a folder by its own name."""
-    path = Path(source).expanduser()
-    return path.absolute().name if path.exists() else source
-
-
-def slug(prompt: str, seed: int) -> str:
-    """A file name for one prompt and seed: readable, and different for different prompts."""
-    words = re.sub(r"[^a-z0-9]+", "-", prompt.casefold()).strip("-")[:40].strip("-")
-    return f"{words or 'prompt'}-{hashlib.sha256(prompt.encode()).hexdigest()[:8]}-{seed}"
+def slug(prompt: str) -> str:
+    """A file name for one prompt: readable, and different for different prompts."""
+    words = re.sub(r"[^a-z0-9]+", "-", prompt.casefold())[:40].strip("-")
+    return f"{words or 'prompt'}-{hashlib.sha256(prompt.encode()).hexdigest()[:8]}"

@@ -16,32 +16,30 @@ import mlx.core as mx
 
 from mflux_teacache_plugin import _startup, choose, settings
 from mflux_teacache_plugin.adapters import Adapter
+from mflux_teacache_plugin.choose import Choice
 from mflux_teacache_plugin.errors import SettingsError, TeaCacheError, UnsupportedModelError
 from mflux_teacache_plugin.host import command
 from mflux_teacache_plugin.host.specs import hookimpl
 from mflux_teacache_plugin.host.watch import Watch
 from mflux_teacache_plugin.measure.runs import Command
-from mflux_teacache_plugin.variants.catalog import Catalog, Match
 
-#: Called before weights load, with adapter, match, ModelConfig and source; raises what stands in the way.
-Check = Callable[[Adapter, Match | None, Any, str | None], None]
+#: Called before weights load, with what serves the model, and where its weights come from; raises what stands in the way.
+Check = Callable[[Choice, str], None]
 
 #: Options of ours that would make a generation skip steps, as mflux's parser keeps them.
 _CACHES = ("teacache", "dualcache", "seacache", "teacache_coefficients", "teacache_forecast")
 
 
 class Model:
-    """The command's model, once the command asks for a picture.
+    """The command's model, once the command asks for a picture: mflux's `pipeline`, and the `adapter` that reaches its calls.
 
-    Attributes:
-        pipeline: mflux's object.
-        adapter: how its calls are reached.
+    `asked` are the arguments of the command's call of `generate`, the pipeline's own generate_image.
     """
 
     def __init__(self, pipeline: Any, adapter: Adapter, generate: Callable[..., Any], asked: dict[str, Any]) -> None:
-        """`asked` are the arguments of the command's call of `generate`, the pipeline's own generate_image."""
         self.pipeline = pipeline
         self.adapter = adapter
+        self.steps: int | None = asked.get("num_inference_steps")  #: that the command asks for, if it says so
         self._generate = generate
         self._asked = asked
         self._prompt: str | None = None
@@ -68,17 +66,11 @@ class Model:
         finally:
             mx.clear_cache()  # as mflux does between seeds
 
-    @property
-    def steps(self) -> int | None:
-        """So many steps the command asks for, if it says so."""
-        return self._asked.get("num_inference_steps")
-
 
 class _Listener:
     """The plugin that catches the command's model. What it raises goes past the host, which would only report it."""
 
-    def __init__(self, files: Catalog, check: Check, job: Callable[[Model], None]) -> None:
-        self._files = files
+    def __init__(self, check: Check, job: Callable[[Model], None]) -> None:
         self._check = check
         self._job = job
         self._adapter: Adapter | None = None
@@ -99,12 +91,12 @@ class _Listener:
         with _leaving():
             if model_config is None:
                 raise UnsupportedModelError(f"{pipeline.__name__} was built without a model of mflux's registry")
-            serving = choose.serving_adapters(pipeline)
-            match = self._files.match(choose.identity(model_config, source), serving.keys())
-            adapter = next(iter(serving.values())) if match is None else serving[match.variant.adapter]
-            choose.check_run(adapter, pipeline, model_config, vars(args) if args is not None else {})
-            self._check(adapter, match, model_config, source)
-            self._adapter = adapter
+            usual, options = choose.recommended(None), {} if args is None else vars(args)
+            found = choose.choose(pipeline, model_config, source, choose.catalog(), method=usual, options=options)
+            if found.problem is not None:
+                print(found.problem, file=sys.stderr)
+            self._check(found, source or model_config.model_name)
+            self._adapter = found.adapter
 
     @hookimpl(optionalhook=True)
     def mflux_model_loaded(self, model: Any) -> None:
@@ -129,12 +121,8 @@ def _leaving() -> Iterator[None]:
         raise command.Leave from error
 
 
-def run(wanted: Command, files: Catalog, check: Check, job: Callable[[Model], None]) -> None:
-    """Run a command up to its first picture, do `job` with its model, and leave it.
-
-    Args:
-        wanted: the command; the prompt may be missing.
-        files: the coefficient files that the model is looked up in.
+def run(wanted: Command, check: Check, job: Callable[[Model], None]) -> None:
+    """Run a command, whose prompt may be missing, up to its first picture, do `job` with its model, and leave it.
 
     Raises:
         SettingsError: the command ended without asking for a picture.
@@ -149,15 +137,12 @@ def run(wanted: Command, files: Catalog, check: Check, job: Callable[[Model], No
     if not _startup.state()["activated"]:
         why = _startup.state()["why"]
         raise SettingsError("the plugin is switched off", cause=why, hint="see mflux-teacache doctor")
-    ambient = os.environ.pop(settings.ENVIRONMENT, None)
+    os.environ.pop(settings.ENVIRONMENT, None)  # in this process steps are skipped where a setting is tried
     try:
         with contextlib.redirect_stdout(sys.stderr):
-            command.run(found, options, _Listener(files, check, job))
+            command.run(found, options, _Listener(check, job))
     except command.Leave as left:
         if left.__cause__ is not None:
             raise left.__cause__ from left.__cause__.__cause__
         return
-    finally:
-        if ambient is not None:
-            os.environ[settings.ENVIRONMENT] = ambient
     raise SettingsError(f"{wanted.name} ended without asking for a picture", hint="run it once by itself")
