@@ -4,8 +4,8 @@ What a speed-up such as 2x gives, and what a method costs that skips nothing, do
 """
 
 import argparse
+import re
 import time
-from collections import Counter
 from contextlib import nullcontext
 
 from tqdm import tqdm
@@ -16,81 +16,50 @@ from mflux_teacache_plugin.measure import machine, real_size, runs
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", choices=real_size.MODELS, metavar="MODEL", help=", ".join(real_size.MODELS))
-    parser.add_argument(
-        "settings", nargs="*", type=runs.setting, metavar="SETTING", help="as --teacache takes it; default: 2x"
-    )
-    parser.add_argument("-q", "--quantize", type=int, choices=(3, 4, 5, 6, 8), help="as mflux does it")
-    parser.add_argument("--size", type=_size, default=(1024, 1024), metavar="WxH", help="default: 1024x1024")
-    parser.add_argument("--steps", type=int, default=20, help="default: 20")
-    parser.add_argument("--guidance", type=float, default=4.0, help="default: 4; 1 for none")
-    parser.add_argument("--repetitions", type=int, default=3, help="rounds of all settings in turn; default: 3")
-    parser.add_argument("--layers", type=_whole, default=(), metavar="N[,N]", help="blocks that are left of each list")
-    parser.add_argument(
-        "--tokens", type=int, metavar="N", help="of the prompt; default: as many as mflux pads it to, or 64"
-    )
-    parser.add_argument("--float32", action="store_true", help="in place of mflux's bfloat16; faster on a CPU")
-    parser.add_argument(
-        "--cpu-seconds", action="store_true", help="count this process's own, on a CPU that others use too"
-    )
+    add = parser.add_argument
+    add("model", choices=real_size.MODELS, metavar="MODEL", help=", ".join(real_size.MODELS))
+    add("settings", nargs="*", type=runs.setting, metavar="SETTING", help="what --teacache takes; default: 2x")
+    add("-q", "--quantize", type=int, choices=(3, 4, 5, 6, 8), help="to so many bits, as mflux does it")
+    add("--size", type=numbers, default=(1024, 1024), metavar="WxH", help="default: 1024x1024")
+    add("--steps", type=int, default=20, help="default: 20")
+    add("--guidance", type=float, default=4.0, help="default: 4; 1 for none")
+    add("--repetitions", type=int, default=3, help="rounds, in which all take turns; default: 3")
+    add("--layers", type=numbers, default=(), metavar="N[,N]", help="leave so many blocks of each list; default: all")
+    add("--tokens", type=int, metavar="N", help="of the prompt; default: as many as mflux pads it to, or 64")
+    add("--float32", action="store_true", help="in place of mflux's bfloat16; faster on a CPU")
+    add("--cpu-seconds", action="store_true", help="count this process's own, on a CPU that others use too")
     output.add_format(parser)
 
 
-def _whole(text: str) -> tuple[int, ...]:
-    return tuple(int(each) for each in text.split(","))
-
-
-def _size(text: str) -> tuple[int, int]:
-    width, height = (int(each) for each in text.lower().split("x"))
-    return width, height
+def numbers(text: str) -> tuple[int, ...]:
+    """`256x256`, or `1,2`."""
+    return tuple(int(each) for each in re.split("[x,]", text))
 
 
 def run(args: argparse.Namespace) -> int:
     clock = time.process_time if args.cpu_seconds else time.perf_counter
     settings = tuple(dict.fromkeys(args.settings)) or ("2x",)
-    plan = real_size.Plan(args.size, args.steps, args.guidance, settings, args.repetitions, clock)
+    width, height = args.size
+    options = {"width": width, "height": height, "num_inference_steps": args.steps, "guidance": args.guidance}
     with float32() if args.float32 else nullcontext():
         subject = real_size.build(args.model, args.quantize, args.layers, args.tokens)
-        wanted = real_size.candidates(subject, plan)
-        real_size.require_memory(subject, plan)
+        wanted = real_size.candidates(subject.model, settings, args.steps)
+        real_size.require_memory(subject, width * height)
         with tqdm(total=len(wanted) * (1 + args.repetitions), unit="loop") as bar:
-            rows = real_size.measure(subject, plan, wanted, bar.update)
-    weights = sum(array.nbytes for array in subject.weights)
+            rows = real_size.measure(subject, wanted, args.repetitions, clock, bar.update, **options)
     bits = f"{args.quantize} bits" if args.quantize else "float32" if args.float32 else "bfloat16"
-    left = "".join(f", {count} {name}" for name, count in subject.blocks.items())
-    what = f"{args.model}, {bits}{left}"
-    how = f"{plan.size[0]}x{plan.size[1]}, {plan.steps} steps, guidance {plan.guidance:g}"
-    facts = {"machine": machine.describe(), "model": what, "weights_bytes": weights, "run": how, "rows": rows}
-    plain = rows[0]
-    cells = [f"{row['setting']} {row['speedup']:.2f}×" for row in rows if row["setting"] in settings]
-    memory = f"{plain['peak_bytes'] / 1e9:.1f} GB"
-    row = (machine.line(), memory, facts["machine"]["mflux"], what, how, f"{plain['seconds']:.1f} s", ", ".join(cells))
-    facts["markdown"] = f"| {' | '.join(row)} |"
+    model = ", ".join((args.model, bits, *(f"{left} {name}" for name, left in subject.blocks.items())))
+    how = f"{width}x{height}, {args.steps} steps, guidance {args.guidance:g}"
+    gigabytes, plain = f"{rows[0]['peak_gb']:.1f} GB", f"{rows[0]['seconds']:.1f} s"
+    gains = ", ".join(f"{row['setting']} {row['speedup']:.2f}×" for row in rows if row["setting"] in settings)
+    facts = machine.describe()
+    line = (machine.line(), gigabytes, facts["mflux"], model, how, plain, gains)
+    markdown = f"| {' | '.join(line)} |"
     if args.format == "json":
-        output.print_json(facts)
+        output.print_json({"machine": facts, "model": model, "run": how, "rows": rows, "markdown": markdown})
         return 0
-    print(
-        f"{machine.line()}\n{what}: {weights / 1e9:.2f} GB, {memory} at most; {how}, {plan.repetitions} rounds in turn"
-    )
-    print("The weights are random: no picture is made, and how many steps a threshold skips means nothing.\n")
-    head = (
-        "SETTING",
-        "LOOP s",
-        "OF PLAIN",
-        "COMPUTED",
-        "SPEED-UP",
-        "OF STEPS/COMPUTED",
-        "SKIPPED STEP",
-        "KEEPS MB",
-        "ARRAYS",
-    )
-    lines = []
-    for row in rows:
-        kept = ", ".join(f"{count} {array}" for array, count in Counter(row["kept"]).items())
-        shares = [None if row[key] is None else f"{row[key]:.1%}" for key in ("share", "skipped_step")]
-        figures = (row["seconds"], f"{row['of_plain']:.3f}", row["computed"], f"{row['speedup']:.2f}×", *shares)
-        lines.append((row["setting"], *figures, row["kept_bytes"] / 1e6, kept))
-    output.print_table(head, lines)
-    missed = [f"missed: {row['setting']}, {goal}" for row in rows for goal in row["missed"]]
-    print("", *missed, "for docs/speeds.md:", facts["markdown"], sep="\n")
+    print(f"{machine.line()}\n{model}: at most {gigabytes} in use; {how}, {args.repetitions} rounds in turn")
+    print("The weights are random: no picture is made, and how often a threshold skips means nothing.\n")
+    output.print_table([key.upper() for key in rows[0]], [list(row.values()) for row in rows])
+    print(f"\nfor docs/speeds.md:\n{markdown}")
     return 0
