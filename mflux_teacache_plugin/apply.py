@@ -71,6 +71,10 @@ class Handle(Observer):
         if model is not None and handle_of(model) is self:
             vars(model).pop(_MARK)
 
+    def kept(self) -> list[Any]:
+        """The arrays that the cache holds now; none between generations."""
+        return [] if self._cache is None else self._cache.kept()
+
     def __repr__(self) -> str:
         """Such as `TeaCache 2x on flux2-klein-base-4b, 12 of 25 steps skipped`."""
         on = "" if self.variant is None else f" on {self.variant.id}"
