@@ -6,10 +6,10 @@ WORKERS ?= auto
 PYTEST := -m pytest --numprocesses=$(WORKERS) --dist=loadgroup --no-loadscope-reorder --durations=10
 COMPAT := 0.22 0.23
 # the others know nothing of mflux, or measure what does not depend on its version
-TOUCHING_MFLUX := adapters apply commands demo_model dualcache families host options startup tiny
+TOUCHING_MFLUX := adapters apply beside_model commands demo_model dualcache families host options startup tiny
 PYTHONS := 3.12 3.13
 # import, start-up, options as text, files, and what is computed without a model
-TOUCHING_PYTHON := cli coefficients commands forecast methods layers settings speedup startup teacache variants
+TOUCHING_PYTHON := cli coefficients commands forecast layers methods settings speedup startup teacache variants
 
 BIN := .venv/bin
 READY := .venv/.ready
@@ -33,7 +33,7 @@ lint: $(READY) ## ruff (rules and format), mypy, and which module may import whi
 	$(BIN)/mypy
 	@if grep -q '^\[tool\.importlinter\]' pyproject.toml; then echo $(BIN)/lint-imports; $(BIN)/lint-imports; fi
 
-format: $(READY) ## let ruff mend what it can
+format: $(READY) ## let ruff fix what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
@@ -52,7 +52,7 @@ $(PYTHONS:%=test-python-%): test-python-%: $(READY)
 	&& .venv-python-$*/bin/python $(PYTEST) $(TOUCHING_PYTHON:%=tests/test_%.py) $(ARGS)
 
 demo: $(READY) ## the plugin at work through the real mflux command; pictures and figures in demo/
-	$(BIN)/mflux-teacache demo --out demo --jobs 2 $(ARGS)
+	$(BIN)/mflux-teacache demo --out demo $(ARGS)
 
 bench: $(READY) ## every script in benchmarks/, one after the other
 	@set -e; for script in benchmarks/[a-z]*.py; do echo "== $$script"; $(BIN)/python $$script $(ARGS); done

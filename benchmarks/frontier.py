@@ -40,7 +40,7 @@ THRESHOLDS = {
     "SeaCache": "seacache:{}",
     "SeaCache + linear": "seacache:{}+linear",
 }
-PLACED = {"placed, reuse": "{}x+reuse", "placed": "{}x", "placed, quadratic": "{}x+quadratic"}
+SCHEDULES = {"schedule, reuse": "{}x+reuse", "schedule": "{}x", "schedule, quadratic": "{}x+quadratic"}
 #: Of the method whose threshold has to be tried.
 TRIED = {
     "DualCache": "dualcache:F=1,B=0,rdt={},warmup=4",
@@ -48,8 +48,8 @@ TRIED = {
 }
 TRIES = (0.05, 0.1, 0.2, 0.4, 0.8)
 #: Made first, for all steps and guidances, so that a run that is stopped shows what matters.
-FIRST = (PLAIN, "placed", "TeaCache")
-METHODS = (*FIRST, *(method for method in (*PLACED, *THRESHOLDS, *TRIED) if method not in FIRST))
+FIRST = (PLAIN, "schedule", "TeaCache")
+METHODS = (*FIRST, *(method for method in (*SCHEDULES, *THRESHOLDS, *TRIED) if method not in FIRST))
 SHARES = (0.75, 0.6, 0.5, 0.35, 0.25)
 #: A share in the table stands for what was computed within this distance of it.
 NEAR = 0.08
@@ -175,8 +175,10 @@ def _make(job: Job) -> dict[str, Any]:
 def gate_of(method: str, steps: int) -> Callable[[float], Any]:
     """Makes the gate of a method for a threshold, as it decides in so many steps."""
     from mflux_teacache_plugin.caching.gate import Facts
+    from mflux_teacache_plugin.caching.stats import Generation
     from mflux_teacache_plugin.demo_model import NAME
     from mflux_teacache_plugin.methods import parse
+    from mflux_teacache_plugin.methods.method import Setup
     from mflux_teacache_plugin.methods.teacache import TeaCacheGate
     from mflux_teacache_plugin.variants.catalog import load_catalog
 
@@ -184,7 +186,8 @@ def gate_of(method: str, steps: int) -> Callable[[float], Any]:
     if method == RIVAL:  # computes its first two steps, and takes the polynomial where it was not fitted too
         return lambda threshold: TeaCacheGate(steps, threshold, variant.polynomial, None, (2, 1))
     text = THRESHOLDS[method]
-    return lambda threshold: parse(text.format(threshold)).gate(variant, Facts((1.0,) * steps))
+    setup = Setup(Facts((1.0,) * steps), Generation(steps), variant)
+    return lambda threshold: parse(text.format(threshold)).gate(setup)
 
 
 def thresholds(
@@ -225,9 +228,11 @@ def settings(method: str, steps: int, guidance: float, args: argparse.Namespace,
     counts = {share: round(share * steps) for share in args.shares}
     if method == PLAIN:
         return {str(count): share for share, count in counts.items()}
-    if method in PLACED:
+    if method in SCHEDULES:
         # rounded down, for a speed-up that is rounded up costs a step
-        return {PLACED[method].format(math.floor(1e4 * steps / count) / 1e4): share for share, count in counts.items()}
+        return {
+            SCHEDULES[method].format(math.floor(1e4 * steps / count) / 1e4): share for share, count in counts.items()
+        }
     wanted = {"method": base(method), "setting": unreachable(base(method)), "steps": steps, "guidance": guidance}
     recorded = [row["changes"] for row in rows if wanted.items() <= row.items() and row["pair"] < PROBES]
     found = thresholds(base(method), steps, recorded, args.shares)
@@ -398,7 +403,7 @@ def main() -> None:
     parser.add_argument("--guidances", type=float, nargs="+", default=[4.0, 1.0, 10.0, 20.0])
     parser.add_argument("--shares", type=float, nargs="+", default=list(SHARES))
     parser.add_argument("--methods", nargs="+", choices=(*METHODS, RIVAL), help="default: all")
-    parser.add_argument("--recommended", choices=METHODS, default="placed", help="whose gains are tabled")
+    parser.add_argument("--recommended", choices=METHODS, default="schedule", help="whose gains are tabled")
     parser.add_argument("--mlx-teacache", type=Path, metavar="FOLDER", help="the unpacked wheel of mlx-teacache")
     parser.add_argument("--table", type=Path, help="a Markdown file with the line <!-- frontier -->; default: stdout")
     parser.add_argument("--plot", type=Path)

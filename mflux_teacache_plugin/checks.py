@@ -1,7 +1,7 @@
-"""What the values of a coefficient file must look like, and what to say when they do not.
+"""Reading TOML files, coefficient files and suites, and what to say when one does not look as it must.
 
-Each check takes (problems, key, value), adds to the problems what is wrong and how to mend it, and returns the value as
-the dataclasses of `variants` keep it. A check never raises and never stops at the first fault: a file is judged whole.
+Each check takes (problems, key, value), adds to the problems what is wrong and how to fix it, and returns the value as
+the dataclasses with the schema keep it. A check never raises and never stops at the first fault: a file is judged whole.
 """
 
 import dataclasses
@@ -10,20 +10,51 @@ import difflib
 import json
 import math
 import re
+import tomllib
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
+from mflux_teacache_plugin.errors import TeaCacheError, VariantFileError
+
 _KINDS = {bool: "boolean", int: "integer", float: "number", str: "string", list: "array", tuple: "array", dict: "table"}
+
+#: The longest file that is read, in characters.
+LONGEST = 4_000_000
+
+#: The most steps of a run, and the largest of other whole numbers.
+MOST_STEPS, MOST = 9_999, 2**63 - 1
 
 #: (problems, key, value) → the value as a dataclass keeps it; meaningless once the problems grew.
 Check = Callable[["Problems", str, Any], Any]
 
 
 class Problems(list[str]):
-    """What is wrong with one file: a line each, with the key and the mend."""
+    """What is wrong with one file: a line each, with the key and the fix."""
 
-    def add(self, key: str, what: str, mend: str) -> None:
-        self.append(f"{key}: {what}; {mend}")
+    def add(self, key: str, what: str, fix: str) -> None:
+        self.append(f"{key}: {what}; {fix}")
+
+
+def read_toml(path: Path, error: type[TeaCacheError] = VariantFileError) -> dict[str, Any]:
+    """What a TOML file holds; a byte-order mark at its start is read over.
+
+    Raises:
+        error: it cannot be read, is longer than `LONGEST`, or is not TOML.
+    """
+    try:
+        with path.open(encoding="utf-8-sig") as file:
+            text = file.read(LONGEST + 1)
+        if len(text) > LONGEST:
+            hint = "name a file that was written by hand or by mflux-teacache"
+            raise error(f"{path} is too long", cause=f"more than {LONGEST // 10**6} million characters", hint=hint)
+        return tomllib.loads(text)
+    except OSError as why:
+        cause, hint = why.strerror or str(why), "check the path and its permissions"
+        raise error(f"{path} cannot be read", cause=cause, hint=hint) from why
+    except (ValueError, RecursionError) as why:  # not UTF-8, bad syntax, integers too long, nesting too deep
+        hint = "text needs quotes, lists brackets: https://toml.io"
+        raise error(f"{path} is not valid TOML", cause=str(why), hint=hint) from why
 
 
 def show(value: object) -> str:
@@ -81,12 +112,34 @@ def number(problems: Problems, key: str, value: object) -> float | None:
     return None
 
 
-def count(problems: Problems, key: str, value: object) -> int | None:
-    """A number of steps, at least one."""
-    if isinstance(value, int) and not isinstance(value, bool) and value >= 1:
-        return value
-    problems.add(key, f"expected a whole number of steps, at least 1, got {show(value)}", "write 1 if unsure")
-    return None
+def whole(least: int, most: int = MOST, what: str = "", fix: str = "write it without quotes") -> Check:
+    """The check of a whole number, of `what`, within limits."""
+
+    def check(problems: Problems, key: str, value: object) -> int | None:
+        is_whole = isinstance(value, int) and not isinstance(value, bool)
+        if is_whole and least <= value <= most:  # type: ignore[operator]
+            return value  # type: ignore[return-value]
+        limit = f"at most {most}" if is_whole and value > most else f"at least {least}"  # type: ignore[operator]
+        problems.add(key, f"expected a whole number{what}, {limit}, got {show(value)}", fix)
+        return None
+
+    return check
+
+
+#: A number of steps.
+count = whole(1, MOST_STEPS, " of steps", "write 1 if unsure")
+
+
+def many(one: Check) -> Check:
+    """The check of a list with at least one entry: of each of them."""
+
+    def check(problems: Problems, key: str, value: object) -> tuple[Any, ...]:
+        if not isinstance(value, (list, tuple)) or not value:
+            problems.add(key, f"expected a list, got {show(value)}", "write it in brackets, with at least one entry")
+            return ()
+        return tuple(one(problems, f"{key}[{index}]", entry) for index, entry in enumerate(value))
+
+    return check
 
 
 def threshold(problems: Problems, key: str, value: object) -> float | None:
@@ -161,9 +214,9 @@ def parse_steps(text: str) -> tuple[int, ...]:
     return tuple(found)
 
 
-def _numbers(problems: Problems, key: str, value: object, length: int | None, mend: str) -> tuple[float | None, ...]:
+def _numbers(problems: Problems, key: str, value: object, length: int | None, fix: str) -> tuple[float | None, ...]:
     if not isinstance(value, (list, tuple)) or (len(value) != length if length else not value):
-        problems.add(key, f"expected {length or 'a list of'} numbers, got {show(value)}", mend)
+        problems.add(key, f"expected {length or 'a list of'} numbers, got {show(value)}", fix)
         return ()
     return tuple(number(problems, f"{key}[{index}]", entry) for index, entry in enumerate(value))
 
@@ -188,12 +241,12 @@ def table(cls: type) -> Check:
     return check
 
 
-def tables(cls: type) -> Check:
-    """The check of an array of tables."""
+def tables(cls: type, least: int = 0) -> Check:
+    """The check of an array of at least so many tables."""
     one = table(cls)
 
     def check(problems: Problems, key: str, value: object) -> Any:
-        if not isinstance(value, (list, tuple)):
+        if not isinstance(value, (list, tuple)) or len(value) < least:
             problems.add(key, f"expected an array of tables, got {show(value)}", f"write each in a section [[{key}]]")
             return ()
         return tuple(one(problems, f"{key}[{index}]", entry) for index, entry in enumerate(value))
@@ -213,8 +266,8 @@ def check_table(cls: type, data: Mapping[str, Any], problems: Problems, prefix: 
     for key in data:
         if key not in known:
             close = difflib.get_close_matches(key, known, n=1)
-            mend = f"did you mean {close[0]}?" if close else f"remove it; the keys are {', '.join(known)}"
-            problems.add(prefix + key, "unknown key", mend)
+            fix = f"did you mean {close[0]}?" if close else f"remove it; the keys are {', '.join(known)}"
+            problems.add(prefix + key, "unknown key", fix)
     values = {}
     for name, field in known.items():
         if name in data:

@@ -7,12 +7,14 @@ mflux writes some of FLUX.2's sizes as literals. While it builds this one model,
 import inspect
 import json
 import os
-import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mflux_teacache_plugin import checks
+from mflux_teacache_plugin.checks import Problems, as_table, key_field, read_toml
 from mflux_teacache_plugin.errors import SettingsError
 from mflux_teacache_plugin.host.layers import stand_before
 
@@ -80,10 +82,24 @@ def load() -> Any:
     return Flux2Klein(model_config=found[NAME])
 
 
+@dataclass(frozen=True)
+class Prompt:
+    """One of the model's fixed prompts."""
+
+    prompt: str = key_field(checks.text, 'prompt = "a white star on a red background"')
+    seed: int = key_field(checks.whole(0), "seed = 102")
+
+
 def prompts(purpose: str) -> list[dict[str, Any]]:
-    """The model's fixed prompts with their seeds: `demo`, `benchmark` or `calibration`."""
+    """The model's fixed prompts with their seeds: `demo`, `benchmark` or `calibration`. SettingsError for a bad file."""
     path = folder()
-    return [] if path is None else tomllib.loads((path / "prompts.toml").read_text())[purpose]
+    if path is None:
+        return []
+    file, problems = path / "prompts.toml", Problems()
+    found = checks.tables(Prompt, 1)(problems, purpose, read_toml(file, SettingsError).get(purpose))
+    if problems:
+        raise SettingsError(f"{file} is not usable", cause="\n".join(problems), hint="take a fresh copy of the model")
+    return [as_table(each) for each in found]
 
 
 def _sizes(path: Path) -> dict[str, Any]:

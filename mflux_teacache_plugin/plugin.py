@@ -1,6 +1,7 @@
 """TeaCache as a plugin of the host: what the entry point `mflux` -> `teacache` names."""
 
 import os
+import traceback
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Iterable, Mapping, MutableMapping
 from dataclasses import dataclass
@@ -62,7 +63,7 @@ def impossible(wanted: Settings, parser: ArgumentParser, error: TeaCacheError) -
 def refuse(parser: ArgumentParser, error: TeaCacheError) -> NoReturn:
     """A usage error: the message on stderr, exit code 2."""
     if faults.debugging():
-        raise error
+        traceback.print_exception(error)
     parser.exit(2, f"{error}\n")
 
 

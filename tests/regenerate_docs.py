@@ -1,4 +1,4 @@
-"""The parts of the documentation that are made from the code: help texts, tables of models and commands, sample lines.
+"""The parts of the documentation that are made from the code: help texts, tables, quotes of the example plugin.
 
     python -m tests.regenerate_docs
 
@@ -6,9 +6,10 @@ writes them into the Markdown files, between `<!-- generated: NAME -->` and `<!-
 """
 
 import argparse
+import ast
 import contextlib
+import inspect
 import io
-import json
 import os
 import re
 import sys
@@ -48,15 +49,17 @@ def named(text: str) -> set[str]:
     return {found["name"] for found in _BLOCK.finditer(text)}
 
 
-def verb_help(verb: str | None) -> str:
-    """What `mflux-teacache [verb] --help` prints."""
-    from mflux_teacache_plugin.cli import main
+def help_texts() -> str:
+    """What `mflux-teacache --help` prints, and `mflux-teacache VERB --help` of every verb."""
+    from mflux_teacache_plugin.cli import VERBS, main
 
-    printed = io.StringIO()
-    argv = [*([verb] if verb else []), "--help"]
-    with _fixed_terminal(), contextlib.redirect_stdout(printed), contextlib.suppress(SystemExit):
-        main(argv)
-    return _fenced(f"$ mflux-teacache {' '.join(argv)}\n{printed.getvalue()}")
+    blocks = []
+    for argv in (["--help"], *([verb, "--help"] for verb in VERBS)):
+        printed = io.StringIO()
+        with _fixed_terminal(), contextlib.redirect_stdout(printed), contextlib.suppress(SystemExit):
+            main(argv)
+        blocks.append(_fenced(f"$ mflux-teacache {' '.join(argv)}\n{printed.getvalue()}"))
+    return "\n".join(blocks)
 
 
 def option_help() -> str:
@@ -124,9 +127,9 @@ def commands() -> str:
 
 def summary_lines() -> str:
     """What is printed after a picture, in each case."""
-    from mflux_teacache_plugin import report
     from mflux_teacache_plugin.caching.stats import Decision, Generation
     from mflux_teacache_plugin.methods import parse
+    from mflux_teacache_plugin.summary import summary
     from mflux_teacache_plugin.variants import read_variant
     from mflux_teacache_plugin.variants.catalog import packaged_folder
 
@@ -148,7 +151,7 @@ def summary_lines() -> str:
     ]
     few = Generation(2, [Decision(step, False, "first step") for step in range(2)])
     lines = [
-        report.summary(generation, parse(method), variant)
+        summary(generation, parse(method), variant)
         for generation, method, variant in (
             (steps(25, skipped=6), "0.2", dev),
             (steps(25, skipped=9), "1.5x", None),
@@ -164,26 +167,88 @@ def summary_lines() -> str:
 
 
 def trace_errors() -> str:
-    """How well polynomials and profiles foretell the real traces."""
-    from mflux_teacache_plugin.cli import main
+    """How well polynomials and profiles predict the real traces."""
+    from mflux_teacache_plugin import choose
 
     folder = ROOT / "benchmarks"
-    argv = ["fit", *map(str, sorted((folder / "traces").glob("*.json"))), "--against", str(folder / "published")]
-    printed = io.StringIO()
-    with contextlib.redirect_stdout(printed):
-        main([*argv, "--dry-run", "--format", "json"])
-    ways = ("published polynomial", "own polynomial", "profile")
-    rows = ["| variant | prompts | published polynomial | own polynomial | profile |", "|---|---|---|---|---|"]
-    for found in json.loads(printed.getvalue()):
-        cells = [f"{found['scores'][way]['r2']:.3f} ({found['scores'][way]['rmse']:.4f})" for way in ways]
-        best = ways.index(found["best"])
-        cells[best] = f"**{cells[best]}**"
-        rows.append(f"| `{found['id']}` | {found['prompts']} | {' | '.join(cells)} |")
+    sys.path.insert(0, str(folder))
+    try:
+        import fit_traces
+    finally:
+        sys.path.remove(str(folder))
+    files = choose.catalog(folder / "published")
+    return fit_traces.table(fit_traces.fit(path, files) for path in sorted((folder / "traces").glob("*.json")))
+
+
+def shipped() -> str:
+    """The numbers of the coefficient files that ship."""
+    from mflux_teacache_plugin.variants import read_variant
+    from mflux_teacache_plugin.variants.catalog import packaged_folder
+
+    columns = ("id", "adapter", "threshold", "range", "guard", "recommended", "profile", "R²", "licence of the weights")
+    rows = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+    for path in sorted(packaged_folder().glob("*.toml")):
+        variant = read_variant(path)
+        cells = (
+            f"`{variant.id}`",
+            variant.adapter,
+            "–" if variant.threshold is None else f"{variant.threshold:g}",
+            "–" if variant.range is None else f"{variant.range[0]:.3f} to {variant.range[1]:.3f}",
+            f"{variant.guard.first}/{variant.guard.last}",
+            "–" if variant.recommended is None else f"`{variant.recommended}`",
+            "–" if variant.profile is None else "yes",
+            "–" if variant.provenance.r2 is None else f"{round(variant.provenance.r2, 3):g}",
+            variant.weights_licence,
+        )
+        rows.append(f"| {' | '.join(cells)} |")
     return "\n".join(rows) + "\n"
 
 
-def _fenced(text: str) -> str:
-    return f"```text\n{text}```\n"
+def start_up_file() -> str:
+    """What Python runs at every start."""
+    return _fenced((ROOT / "build_support" / "mflux_teacache_plugin_startup.pth").read_text(encoding="utf-8"))
+
+
+def signature() -> str:
+    """The first lines of `apply_teacache`."""
+    from mflux_teacache_plugin import apply_teacache
+
+    source = inspect.getsource(apply_teacache)
+    return _fenced(source[: source.index('    """')].rstrip(":\n") + ": ...\n", "python")
+
+
+def modules() -> str:
+    """Every module of the package, room by room, with the first sentence of its docstring."""
+    package = ROOT / "mflux_teacache_plugin"
+    paths = sorted(package.rglob("*.py"), key=lambda path: (path.parent != package, str(path.parent), path.name))
+    rows = ["| module | what it is for |", "|---|---|"]
+    for path in paths:
+        text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
+        if text is None:
+            raise SystemExit(f"{path} has no docstring")
+        sentence = re.split(r"(?<=[.?])(?= [A-Z])", " ".join(text.split("\n\n")[0].split()))[0]
+        name = str(path.relative_to(package))
+        room = path.name == "__init__.py" and path.parent != package
+        cell = f"**`{path.parent.relative_to(package)}/`**" if room else f"`{name}`"
+        rows.append(f"| {cell} | {sentence.removesuffix('.')} |")
+    return "\n".join(rows) + "\n"
+
+
+def example(part: str) -> str:
+    """A part of the example plugin, from the line that names it to the next such line; the option with all imports."""
+    source = (ROOT / "examples" / "plugin" / "mflux_teacache_example.py").read_text(encoding="utf-8")
+    imports, *parts = re.split(r"^# -+ (.+?) -+$", source, flags=re.MULTILINE)
+    named = dict(zip(parts[::2], parts[1::2], strict=True))
+    above = imports.split('"""\n', 1)[1].strip() + "\n\n\n" if part == "an option" else ""
+    return _fenced(above + named[part].strip() + "\n", "python")
+
+
+def example_pyproject() -> str:
+    return _fenced((ROOT / "examples" / "plugin" / "pyproject.toml").read_text(encoding="utf-8"), "toml")
+
+
+def _fenced(text: str, language: str = "text") -> str:
+    return f"```{language}\n{text}```\n"
 
 
 @contextlib.contextmanager
@@ -193,22 +258,22 @@ def _fixed_terminal():
         yield
 
 
-def _verbs() -> list[str]:
-    from mflux_teacache_plugin.cli import VERBS
-
-    return list(VERBS)
-
-
 #: File → name of a block in it → what makes the block.
 BLOCKS: dict[str, dict[str, Callable[[], str]]] = {
-    "README.md": {"variants": variants, "commands": commands},
-    "docs/options.md": {
-        "option-help": option_help,
-        "help": lambda: verb_help(None),
-        **{f"help-{verb}": (lambda verb=verb: verb_help(verb)) for verb in _verbs()},
-    },
+    "docs/models.md": {"variants": variants, "commands": commands},
+    "docs/options.md": {"option-help": option_help, "help": help_texts},
+    "docs/coefficient-files.md": {"shipped": shipped},
     "docs/calibration.md": {"trace-errors": trace_errors},
     "docs/tutorial.md": {"summary-lines": summary_lines},
+    "docs/startup.md": {"start-up-file": start_up_file},
+    "docs/python.md": {"apply-teacache": signature},
+    "docs/architecture.md": {"modules": modules},
+    "docs/hooks.md": {
+        "example-pyproject": example_pyproject,
+        "example-method": lambda: example("a method"),
+        "example-option": lambda: example("an option"),
+    },
+    "docs/add-a-family.md": {"example-family": lambda: example("a family")},
 }
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from mflux_teacache_plugin import _startup
-from mflux_teacache_plugin.calibration import command, traces
+from mflux_teacache_plugin.calibration import takeover, traces
 from mflux_teacache_plugin.calibration.record import recording
 from mflux_teacache_plugin.choose import registry
 from mflux_teacache_plugin.cli import main
@@ -72,13 +72,13 @@ def calibrate(tiny, tmp_path, prompts, capsys, monkeypatch) -> Callable[..., tup
 def generations(monkeypatch) -> list[tuple[str, int]]:
     """Every picture that a calibration makes from now on."""
     made: list[tuple[str, int]] = []
-    generate = command.Model.generate
+    generate = takeover.Model.generate
 
     def counted(self, prompt, seed, **changes):
         made.append((prompt, seed))
         return generate(self, prompt, seed, **changes)
 
-    monkeypatch.setattr(command.Model, "generate", counted)
+    monkeypatch.setattr(takeover.Model, "generate", counted)
     return made
 
 
@@ -97,9 +97,8 @@ def test_a_model_gets_a_file_of_its_own_that_works_at_once(calibrate, tiny, tmp_
     assert "data:image/png" in report and "<script" not in report and 'src="http' not in report
     assert "a green hill" in report, "the held-out pictures are shown"
 
-    file = traces.read(next((tmp_path / "found" / "traces").glob("a-red-fox-*.json")))
-    (trace,) = file.traces
-    assert (trace.prompt, len(trace.branches), file.recipe["guidance"]) == ("a red fox", of.branches, of.guidance)
+    (trace,) = traces.read(next((tmp_path / "found" / "traces").glob("a-red-fox-*.json")))
+    assert (trace.prompt, len(trace.branches), trace.recipe["guidance"]) == ("a red fox", of.branches, of.guidance)
     assert trace.sigma[0] == 1.0 and len(trace.sigma) == STEPS
     assert all(set(branch) == set(traces.CHANGES) for branch in trace.branches)
     assert len(list((tmp_path / "found" / "traces").iterdir())) == 2, "the third prompt was held out"
@@ -111,7 +110,7 @@ def test_a_model_gets_a_file_of_its_own_that_works_at_once(calibrate, tiny, tmp_
 def test_an_interrupted_calibration_goes_on_where_it_stopped(calibrate, monkeypatch, user_folder):
     of = case("flux1")
     made = generations(monkeypatch)
-    record = command.Model.generate
+    record = takeover.Model.generate
 
     def interrupted(self, prompt, seed, **changes):
         if prompt == "a blue whale":
@@ -119,7 +118,7 @@ def test_an_interrupted_calibration_goes_on_where_it_stopped(calibrate, monkeypa
         return record(self, prompt, seed, **changes)
 
     with monkeypatch.context() as patch:
-        patch.setattr(command.Model, "generate", interrupted)
+        patch.setattr(takeover.Model, "generate", interrupted)
         assert calibrate(of)[0] == 130
     assert [prompt for prompt, _ in made] == ["a red fox"] and not user_folder.exists()
     made.clear()
@@ -189,9 +188,9 @@ def test_every_family_can_be_recorded(of, tiny):
 @pytest.mark.parametrize(
     ("argv", "told"),
     [
-        ([], "there is no command to calibrate"),
-        (["--", "mflux-genrate"], "mflux-genrate is not an mflux command"),
-        (["--", "ls"], "ls is not an mflux command"),
+        ([], "there is no image command"),
+        (["--", "mflux-genrate"], "mflux-genrate is not a command of mflux"),
+        (["--", "ls"], "ls is not a command of mflux"),
         (["--", "mflux-concept", "--prompt", "x", "--concept", "y", "--model", "dev"], "cannot skip steps"),
         (["--", "mflux-generate", "--model", "dev", "--teacache", "0.2"], "--teacache skips steps"),
         (["--settings", "7", "--", "mflux-generate"], "--settings: '7'"),

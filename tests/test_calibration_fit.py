@@ -1,35 +1,23 @@
-"""Traces, fits and the files made of them: numbers only, no mflux but for its schedule."""
+"""Traces, fits and the files made of them: numbers only, no mflux."""
 
-import importlib
 import json
-import math
 import re
-from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mflux_teacache_plugin.calibration import files, fit, traces
-from mflux_teacache_plugin.calibration.analysis import OWN, PROFILE, PUBLISHED, analyse
-from mflux_teacache_plugin.calibration.result import conclude
-from mflux_teacache_plugin.calibration.sweep import Summary, choose
+from mflux_teacache_plugin.calibration import coefficient_file, fit, propose, traces
+from mflux_teacache_plugin.calibration.analysis import OWN, PROFILE, analyse
+from mflux_teacache_plugin.calibration.recommend import choose, recommending
 from mflux_teacache_plugin.calibration.traces import Trace, TraceError
-from mflux_teacache_plugin.cli import main
+from mflux_teacache_plugin.measure.metrics import Summary
+from mflux_teacache_plugin.measure.results import Cost, Row
 from mflux_teacache_plugin.variants import Profile, Provenance, Variant, read_variant
 from mflux_teacache_plugin.variants.catalog import packaged_folder
 
-TRACES = Path(__file__).parent.parent / "benchmarks" / "traces"
-PUBLISHED_FILES = TRACES.parent / "published"
-
 changes = st.floats(0.01, 1.0)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def mflux_is_imported():
-    """Its first import changes the environment, which no test may."""
-    importlib.import_module("mflux.models.common.config.config")
 
 
 def groups_of(polynomial, prompts=4, pairs=12, noise=0.0, seed=0):
@@ -82,7 +70,7 @@ def test_falling_is_allowed_where_forbidding_it_costs_much():
 @given(st.integers(5, 200), st.integers(0, 100))
 @settings(max_examples=25, deadline=None)
 def test_a_profile_holds_for_other_step_counts(steps, seed):
-    """A change that depends on σ alone is foretold exactly between the knots' ends, whatever the steps."""
+    """A change that depends on σ alone is predicted exactly between the knots' ends, whatever the steps."""
     random = np.random.default_rng(seed)
     sigma = np.concatenate([[1.0], np.sort(random.uniform(0.02, 0.99, steps - 1))[::-1]])
     outputs = [np.diff(-3.0 * sigma)] * 2
@@ -90,10 +78,10 @@ def test_a_profile_holds_for_other_step_counts(steps, seed):
     assert len(profile.sigma) <= fit.MOST_KNOTS
     assert profile.change[0] == 0 and (np.diff(profile.change) >= 0).all() and (np.diff(profile.sigma) < 0).all()
     other = np.linspace(1.0, sigma[-1], 7)
-    assert np.allclose(profile(other), np.diff(-3.0 * other))
+    assert np.allclose(fit.changes_at(profile, other), np.diff(-3.0 * other))
 
 
-def test_what_depends_on_the_step_is_foretold_by_the_profile_and_not_by_the_signal():
+def test_what_depends_on_the_step_is_predicted_by_the_profile_and_not_by_the_signal():
     random = np.random.default_rng(1)
     sigma = np.linspace(1, 0.05, 20)
     told = [Trace(f"p{i}", sigma, random.uniform(0.1, 0.3, 19), np.linspace(0.5, 0.1, 19)) for i in range(5)]
@@ -105,7 +93,7 @@ def test_what_depends_on_the_step_is_foretold_by_the_profile_and_not_by_the_sign
 
 def test_seeds_of_one_prompt_are_left_out_together():
     sigma = np.linspace(1, 0.05, 6)
-    told = [Trace("one prompt", sigma, np.full(5, 0.1), np.full(5, 0.1), seed) for seed in range(3)]
+    told = [Trace("one prompt", sigma, np.full(5, 0.1), np.full(5, 0.1)) for _ in range(3)]
     with pytest.raises(TraceError, match="one prompt is not enough"):
         analyse(told)
 
@@ -116,12 +104,12 @@ def test_a_published_polynomial_stays_unless_ours_is_clearly_better():
         for index, (signal, output) in enumerate(groups_of([0.5, 0.0], noise=0.002))
     ]
     good, bad = (a_variant(polynomial=(0, 0, 0, slope, 0), range=(0.01, 1.0), threshold=0.1) for slope in (0.5, 0.9))
-    kept = files.numbers(analyse(told, good), told, good)
+    kept = propose.numbers(analyse(told, good), told, good)
     assert (kept["polynomial"], kept["threshold"]) == (good.polynomial, 0.1)
-    ours = files.numbers(analyse(told, bad), told, bad)
+    ours = propose.numbers(analyse(told, bad), told, bad)
     assert np.polyval(ours["polynomial"], 0.3) == pytest.approx(0.15, rel=0.02)
-    share = files.skipped_share(ours["polynomial"], ours["range"], ours["threshold"], told)
-    assert share == pytest.approx(files.SKIPPED_SHARE, abs=0.12)
+    share = propose.skipped_share(ours["polynomial"], ours["range"], ours["threshold"], told)
+    assert share == pytest.approx(propose.SKIPPED_SHARE, abs=0.12)
 
 
 # ---- trace files -----------------------------------------------------------------------------------------------------
@@ -129,15 +117,15 @@ def test_a_published_polynomial_stays_unless_ours_is_clearly_better():
 
 def write_trace(path, **changes):
     branch = {"signal_change": [0.1, 0.2, 0.3], "output_change": [0.2, 0.4, 0.6], "residual_change": [0.2, 0.3, 0.4]}
-    traces.write_generation(path, {"variant": "test"}, [1.0, 0.8, 0.5, 0.2], [branch, branch], prompt="a fox", seed=7)
+    recipe = {"variant": "test", "prompt": "a fox", "seed": 7}
+    traces.write_generation(path, recipe, [1.0, 0.8, 0.5, 0.2], [branch, branch])
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
     return path
 
 
 def test_what_is_written_is_read(tmp_path):
-    file = traces.read(write_trace(tmp_path / "t.json"))
-    (trace,) = file.traces
-    assert (file.variant, trace.prompt, trace.seed, len(trace.branches)) == ("test", "a fox", 7, 2)
+    (trace,) = traces.read(write_trace(tmp_path / "t.json"))
+    assert (trace.recipe["variant"], trace.prompt, trace.recipe["seed"], len(trace.branches)) == ("test", "a fox", 7, 2)
     assert trace.sigma.tolist() == [1.0, 0.8, 0.5, 0.2]
     assert trace.signal.tolist() == [0.1, 0.2, 0.3] and trace.output.tolist() == [0.2, 0.4, 0.6]
     assert trace.branches[1]["residual_change"].tolist() == [0.2, 0.3, 0.4]
@@ -148,14 +136,14 @@ def test_what_is_written_is_read(tmp_path):
     [
         ({"variant": 3}, "variant"),
         ({"output_change": []}, "output_change"),
-        ({"output_change": [[0.1, "x", 0.2]]}, r"output_change\[0\]"),
-        ({"output_change": [[0.1, -1.0, 0.2]]}, r"output_change\[0\]"),
-        ({"output_change": [[0.1]]}, "steps tell nothing"),
-        ({"signal_change": [[0.1, 0.2]]}, r"signal_change\[0\]: expected 3 numbers, got 2"),
-        ({"signal_change": [[0.1, 0.2, 0.3]] * 2}, "signal_change: 2 rows"),
+        ({"output_change": [[0.1, "x", 0.2]]}, "output_change: expected numbers"),
+        ({"output_change": [[0.1, -1.0, 0.2]]}, "output_change: expected finite"),
+        ({"output_change": [[0.1]]}, "4 steps or more"),
+        ({"signal_change": [[0.1, 0.2]]}, r"signal_change: expected \(1, 3\) numbers, got \(1, 2\)"),
+        ({"signal_change": [[0.1, 0.2, 0.3]] * 2}, r"signal_change: expected \(1, 3\) numbers, got \(2, 3\)"),
         ({"sigma": [1.0, 0.5, 0.6, 0.2]}, "sigma: expected falling"),
-        ({"sigma": [1.0, 0.5]}, "sigma: expected 4 numbers, got 2"),
-        ({"branches": [[{"output_change": [1.0]}]]}, r"branches\[0\]\[0\].output_change"),
+        ({"sigma": [1.0, 0.5]}, r"sigma: expected \(4,\) numbers, got \(2,\)"),
+        ({"branches": [[{"output_change": [1.0]}]]}, "branches.output_change"),
         ({"branches": [[3]]}, "branches"),
     ],
 )
@@ -185,20 +173,6 @@ def test_whatever_a_trace_file_holds_it_is_read_or_refused(tmp_path_factory, val
         assert str(path) in str(error)
 
 
-def test_a_full_disk_leaves_nothing_half_written(tmp_path, monkeypatch):
-    path = tmp_path / "t.json"
-    path.write_text("as it was")
-
-    def full(self, data):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(Path, "write_bytes", full)
-    with pytest.raises(TraceError, match="cannot be written") as raised:
-        traces.write_text(path, "new")
-    assert "No space left" in str(raised.value)
-    assert path.read_text() == "as it was" and [each.name for each in tmp_path.iterdir()] == ["t.json"]
-
-
 # ---- coefficient files -----------------------------------------------------------------------------------------------
 
 texts = st.text(st.characters(exclude_categories=("Cs", "Cc")) | st.sampled_from("\n\t\"'\\"), min_size=1, max_size=60)
@@ -217,90 +191,55 @@ def test_a_rendered_file_reads_as_the_variant_it_came_from(tmp_path_factory, not
         provenance=Provenance(source="a test", notes=notes, fitted=True),
     )
     path = tmp_path_factory.mktemp("files") / "test.toml"
-    path.write_text(files.render(variant, "made\nby a test"), encoding="utf-8")
+    path.write_text(coefficient_file.render(variant, "made\nby a test"), encoding="utf-8")
     assert read_variant(path) == variant
 
 
 def test_every_shipped_file_survives_rendering(tmp_path):
     for path in sorted(packaged_folder().glob("*.toml")):
         again = tmp_path / path.name
-        again.write_text(files.render(read_variant(path), "again"), encoding="utf-8")
+        again.write_text(coefficient_file.render(read_variant(path), "again"), encoding="utf-8")
         assert read_variant(again) == read_variant(path)
-
-
-# ---- the real traces, and `mflux-teacache fit` -----------------------------------------------------------------------
-
-SHIPPED_FROM_TRACES = sorted(path.stem for path in TRACES.glob("*.json"))
-
-
-@pytest.mark.parametrize("id", SHIPPED_FROM_TRACES)
-def test_the_shipped_numbers_are_what_the_traces_give(id):
-    shipped = read_variant(packaged_folder() / f"{id}.toml")
-    fitted = conclude([traces.read(TRACES / f"{id}.json")], shipped, {}).variant
-    assert fitted.profile.change == pytest.approx(shipped.profile.change, abs=2e-4)
-    assert fitted.profile.sigma == pytest.approx(shipped.profile.sigma, abs=2e-4)
-    assert (fitted.polynomial, fitted.range, fitted.threshold) == (shipped.polynomial, shipped.range, shipped.threshold)
-
-
-def test_a_foreign_signal_gives_no_polynomial():
-    result = conclude(
-        [traces.read(TRACES / "z-image-base.json")], None, {"adapter": "z-image", "models": ["Tongyi-MAI/Z-Image"]}
-    )
-    assert result.variant.polynomial is None and result.variant.profile is not None
-    assert "residual of the first main layer" in result.variant.provenance.notes
-
-
-def test_fit_says_what_foretells_best_and_writes_a_file_for_each_variant(tmp_path, capsys):
-    wanted = [str(TRACES / f"{id}.json") for id in ("flux1-krea-dev", "z-image-base")]
-    argv = ["fit", *wanted, "--output", str(tmp_path), "--against", str(PUBLISHED_FILES)]
-    assert main([*argv, "--format", "json"]) == 0
-    krea, z_image = json.loads(capsys.readouterr().out)
-    assert krea["best"] == PROFILE and krea["scores"][PROFILE]["r2"] > krea["scores"][PUBLISHED]["r2"]
-    assert set(z_image["scores"]) == {PUBLISHED, OWN, PROFILE}
-    assert read_variant(Path(krea["file"])).profile is not None
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["flux1-krea-dev.toml", "z-image-base.toml"]
-    assert main(argv) == 2, "a file that is there stays"
-    assert "is there already" in capsys.readouterr().err
-    assert main([*argv, "--force"]) == 0
-
-
-def test_fit_asks_for_what_the_traces_do_not_say(tmp_path, capsys):
-    paths = [write_trace(tmp_path / f"{n}.json", variant="nobody-knows", prompt=f"p{n}") for n in range(3)]
-    argv = ["fit", *map(str, paths), "--output", str(tmp_path)]
-    assert main(argv) == 2
-    assert "--adapter ID" in capsys.readouterr().err
-    assert main([*argv, "--adapter", "flux1", "--model", "me/mine"]) == 0
-    variant = read_variant(tmp_path / "nobody-knows.toml")
-    assert (variant.adapter, variant.models) == ("flux1", ("me/mine",))
-    assert variant.polynomial[-1] == 0.0 and np.polyval(variant.polynomial, 0.1) == pytest.approx(0.2, rel=1e-3)
-    assert math.isfinite(variant.threshold)
 
 
 # ---- which setting ---------------------------------------------------------------------------------------------------
 
 
-def a_summary(setting, computed, ssim, psnr, fewer_psnr):
-    return Summary(setting, computed, 1.0, ssim, ssim, psnr, psnr, 1.0, 0.9, 0.9, fewer_psnr, fewer_psnr)
+def a_row(setting, computed, ssim, psnr, fewer_psnr):
+    cost = Cost(computed, seconds=1.0, step_seconds=0.1, wall=1.0, memory=1, mlx_memory=1)
+    near, fewer = (Summary(s, s, p, p, None) for s, p in ((ssim, psnr), (0.9, fewer_psnr)))
+    whole = {"fewer_speedup": 2.0, "whole": None, "whole_quality": None, "advice": ""}
+    shares = {"skipped": 0.5, "speedup": 2.0, "ideal": 2.0}
+    return Row("m", setting, 50, cost, **shares, quality=near, fewer=cost, fewer_quality=fewer, **whole)
 
 
 def test_the_fastest_good_setting_that_beats_plain_fewer_steps_is_chosen():
     tried = [
-        a_summary("3x", 10, 0.90, 25.0, 20.0),
-        a_summary("0.4", 15, 0.98, 28.0, 30.0),
-        a_summary("2x", 20, 0.98, 35.0, 30.0),
-        a_summary("1.5x", 30, 0.99, 40.0, 30.0),
+        a_row("3x", 10, 0.90, 25.0, 20.0),
+        a_row("0.4", 15, 0.98, 28.0, 30.0),
+        a_row("2x", 20, 0.98, 35.0, 30.0),
+        a_row("1.5x", 30, 0.99, 40.0, 30.0),
     ]
     choice = choose(tried, 0.97)
-    assert choice.summary.setting == "2x"
+    assert choice.setting == "2x"
     assert "0.4 is faster, but plain mflux with as many steps comes nearer" in choice.why
 
 
 def test_it_says_so_when_nothing_beats_plain_fewer_steps():
-    choice = choose([a_summary("0.4", 15, 0.98, 28.0, 30.0), a_summary("2x", 20, 0.99, 29.0, 30.0)], 0.97)
-    assert choice.summary.setting == "0.4"
+    choice = choose([a_row("0.4", 15, 0.98, 28.0, 30.0), a_row("2x", 20, 0.99, 29.0, 30.0)], 0.97)
+    assert choice.setting == "0.4"
     assert "Nothing that was tried comes nearer than plain mflux with as many steps." in choice.why
 
 
 def test_it_says_so_when_no_setting_is_good_enough():
-    choice = choose([a_summary("2x", 20, 0.93, 25.0, 20.0)], 0.97)
-    assert choice.summary is None and "2x came nearest with 0.930" in choice.why
+    choice = choose([a_row("2x", 20, 0.93, 25.0, 20.0)], 0.97)
+    assert choice.setting is None and "2x came nearest with 0.930" in choice.why
+
+
+def test_the_recommended_setting_and_the_reasons_go_into_the_variant():
+    variant = a_variant(
+        polynomial=(0, 0, 0, 1, 0), threshold=0.1, provenance=Provenance(source="a", notes=propose.UNSEEN)
+    )
+    rows = [a_row("0.4", 15, 0.98, 28.0, 30.0), a_row("2x", 20, 0.98, 35.0, 30.0)]
+    found = recommending(variant, rows, choose(rows, 0.97), 0.97, ["why"])
+    assert (found.threshold, found.recommended, found.provenance.notes) == (0.4, "2x", "why")

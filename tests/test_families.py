@@ -37,8 +37,8 @@ class These(Speedup):
     speedup: float = 1.5
     at: tuple[int, ...] = ()
 
-    def computed(self, variant, run):
-        return self.at or tuple(range(run.steps))
+    def schedule(self, variant, facts):
+        return self.at or tuple(range(facts.steps))
 
 
 @dataclass

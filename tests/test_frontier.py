@@ -27,13 +27,13 @@ def rows(method, setting, computed, psnrs):
     return [{**fixed, "pair": pair, "psnr": psnr, "ssim": 0.99} for pair, psnr in enumerate(psnrs)]
 
 
-ARGS = Namespace(shares=[0.5, 0.25], pairs=2, recommended="placed")
+ARGS = Namespace(shares=[0.5, 0.25], pairs=2, recommended="schedule")
 
 
 def test_a_cell_has_the_nearest_setting_with_mean_and_worst(frontier):
-    made = rows("placed", "2x", 25, (50.0, 40.0)) + rows("placed", "1.7x", 29, (60.0, 50.0))
+    made = rows("schedule", "2x", 25, (50.0, 40.0)) + rows("schedule", "1.7x", 29, (60.0, 50.0))
     found = frontier.points(made, pictures=2)
-    assert "| placed | 45.0 / 40.0, .990 / .990 | – |" in frontier.table(found, ARGS)
+    assert "| schedule | 45.0 / 40.0, .990 / .990 | – |" in frontier.table(found, ARGS)
 
 
 def test_another_share_is_said_and_a_far_one_left_out(frontier):
@@ -42,11 +42,11 @@ def test_another_share_is_said_and_a_far_one_left_out(frontier):
 
 
 def test_a_setting_that_lacks_pictures_is_left_out(frontier):
-    assert not frontier.points(rows("placed", "2x", 25, (50.0,)), pictures=2)
+    assert not frontier.points(rows("schedule", "2x", 25, (50.0,)), pictures=2)
 
 
 def test_gains_are_over_the_same_share(frontier):
-    made = rows("placed", "2x", 25, (50.0, 40.0)) + rows(frontier.PLAIN, "25", 25, (44.0, 41.0))
+    made = rows("schedule", "2x", 25, (50.0, 40.0)) + rows(frontier.PLAIN, "25", 25, (44.0, 41.0))
     text = frontier.table(frontier.points(made, pictures=2), ARGS)
     assert "| 50 steps, guidance 4, over plain, fewer steps | +2.5 / -1.0 | – |" in text
     assert "| 50 steps, guidance 4, over TeaCache | – | – |" in text

@@ -3,12 +3,12 @@
 The runs are pretended (`tests.pretended`), but for those at the end: the demo model through mflux's own command.
 """
 
-import csv
 import errno
 import json
 import math
 import os
 import re
+import shlex
 import subprocess
 import sys
 import sysconfig
@@ -23,7 +23,7 @@ from PIL import Image
 from mflux_teacache_plugin import demo_model
 from mflux_teacache_plugin.cli import main
 from mflux_teacache_plugin.errors import TeaCacheError
-from mflux_teacache_plugin.measure import files, metrics, runs, suite
+from mflux_teacache_plugin.measure import files, ledger, metrics, runs, suite
 from mflux_teacache_plugin.measure.metrics import Similarity
 from mflux_teacache_plugin.measure.runs import Command, Run
 from tests import pretended
@@ -68,9 +68,9 @@ def run(capsys, pretend) -> Callable[..., tuple[int, str, str]]:
 @pytest.fixture
 def undrawn(monkeypatch) -> None:
     """Charts take a second each."""
-    from mflux_teacache_plugin.measure import gallery
+    from mflux_teacache_plugin.measure import report
 
-    monkeypatch.setattr(gallery, "write", lambda *_: None)
+    monkeypatch.setattr(report, "write", lambda *_: None)
 
 
 @pytest.fixture
@@ -99,6 +99,25 @@ def test_a_picture_that_is_the_same(tmp_path) -> None:
 def test_psnr_in_decibels() -> None:
     grey = np.full((16, 16, 3), 100, np.uint8)
     assert metrics.similarity(grey + 10, grey).psnr == pytest.approx(20 * math.log10(255 / 10))
+
+
+def test_ssim_as_most_tables_have_it(tmp_path) -> None:
+    """Wang et al. 2004: Gaussian weights over 11 pixels, here computed by hand for one window."""
+    picture, reference = np.random.default_rng(0).integers(0, 256, (2, 11, 11, 3), dtype=np.uint8)
+    at = np.arange(-5, 6)
+    weights = np.exp(-(at[:, None] ** 2 + at[None, :] ** 2) / (2 * 1.5**2))
+    weights /= weights.sum()
+    of_colour = []
+    for x, y in zip(np.moveaxis(picture / 1.0, 2, 0), np.moveaxis(reference / 1.0, 2, 0), strict=True):
+        mean_x, mean_y = (weights * x).sum(), (weights * y).sum()
+        spread_x, spread_y = (weights * x * x).sum() - mean_x**2, (weights * y * y).sum() - mean_y**2
+        shared = (weights * x * y).sum() - mean_x * mean_y
+        c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
+        of_colour.append(
+            (2 * mean_x * mean_y + c1) * (2 * shared + c2)
+            / ((mean_x**2 + mean_y**2 + c1) * (spread_x + spread_y + c2))
+        )  # fmt: skip
+    assert metrics.similarity(picture, reference).ssim == pytest.approx(np.mean(of_colour))
 
 
 def test_a_summary_has_the_mean_and_the_worst() -> None:
@@ -156,13 +175,18 @@ def test_compare_writes_everything_and_prints_a_table(run, tmp_path) -> None:
     out = tmp_path / "out"
     code, text, err = run("compare", "--settings", "off", "0.1", "0.3", "0.1", "--out", out, "--", *COMMAND)
     assert code == 0, err
-    ways = [re.split(r"\s{2,}", line.strip())[0] for line in text.splitlines()[1:]]
+    *table, empty, verdict = text.splitlines()[3:]
+    ways = [re.split(r"\s{2,}", line.strip())[0] for line in table]
+    assert (empty, verdict.partition(": ")[2]) == (
+        "",
+        "No setting keeps its pictures and beats plain mflux with as many steps.",
+    )
     assert ways == ["off", "0.1", "plain, as many", "0.3", "plain, as many"]
     assert "report: " in err and str(out / "report.html") in err
     pictures = {f"42-{way}.png" for way in ("plain-10-steps", "plain-8-steps", "plain-5-steps", "0.1", "0.3")}
-    made = {"comparison.png", "frontier.png", "speed.png", "report.html", "results.json"}
+    made = {"comparison.png", "frontier.png", "report.html", "results.json"}
     assert {path.name for path in out.iterdir()} == pictures | made
-    assert all((out / name).read_bytes()[1:4] == b"PNG" for name in ("comparison.png", "frontier.png", "speed.png"))
+    assert all((out / name).read_bytes()[1:4] == b"PNG" for name in ("comparison.png", "frontier.png"))
 
 
 @pytest.mark.usefixtures("undrawn")
@@ -177,7 +201,7 @@ def test_compare_as_json(run, tmp_path) -> None:
     assert (cached["speedup"], cached["ideal"], cached["of_ideal"]) == (2.0, 2.0, 1.0)
     assert cached["psnr"] < cached["fewer_psnr"] and cached["advice"] == "plain with as many steps is nearer"
     assert [each["psnr"] for each in found["runs"] if each["setting"] == "off" and each["steps"] == 10] == [None]
-    assert found["machine"]["mflux"] and found["command"] == " ".join(COMMAND)
+    assert found["machine"]["mflux"] and found["command"] == shlex.join(COMMAND)
 
 
 @pytest.mark.usefixtures("undrawn")
@@ -267,17 +291,17 @@ def test_the_report_needs_nothing_else(run, tmp_path) -> None:
     run("compare", "--settings", "0.1", "--out", tmp_path / "out", "--", *COMMAND)
     page = (tmp_path / "out" / "report.html").read_text()
     links = _Links(page)
-    assert len(links.loaded) == 5, "three pictures, two charts"
+    assert len(links.loaded) == 4, "three pictures, one chart"
     assert all(re.match(r"data:image/(png|webp);base64,", link) for link in links.loaded)
     assert not links.tags & {"script", "link", "iframe", "a", "b<"} and "@import" not in page and "url(" not in page
     assert "a <b>red</b> apple" in links.text, "a prompt is text"
 
 
 def test_large_pictures_are_scaled_down_for_the_report(tmp_path) -> None:
-    from mflux_teacache_plugin.measure import report
+    from mflux_teacache_plugin.measure import plots, report
 
     Image.new("RGB", (2000, 1000)).save(tmp_path / "large.png")
-    shown = [("a line", [report.Shown("large", "", tmp_path / "large.png")])]
+    shown = [("a line", [plots.Tile("large", tmp_path / "large.png", 5, 1.0, None)])]
     (link,) = _Links(report.html("t", "a", [], [], shown)).loaded
     assert link.startswith("data:image/webp;base64,")
 
@@ -312,7 +336,11 @@ def test_a_file_is_whole_or_what_it_was(tmp_path, monkeypatch) -> None:
         (("steps = [10]", "steps = 10"), "recipes[0].steps: expected a list, got 10 (integer)"),
         (("steps = [10]", "steps = [10]\nsize = [64]"), "recipes[0].size: expected width and height"),
         (("seeds = [1, 2]", "seeds = [1, 1]"), "asks for the same picture twice"),
-        (("title =", "title"), "cannot be read"),
+        (("[10]", "[1_000_000]"), "recipes[0].steps[0]: expected a whole number of steps, at most 9999, got 1000000"),
+        (("[1, 2]", str(list(range(9999)))), "asks for 39996 pictures\n  hint: 10000 are the most"),
+        (("title =", "title"), "is not valid TOML\n  cause: "),
+        (("title", f"x = {'9' * 5000}\ntitle"), "is not valid TOML\n  cause: "),
+        (("title", f"x = {'[' * 50_000}\ntitle"), "is not valid TOML\n  cause: "),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -325,6 +353,11 @@ def test_a_suite_that_cannot_be_used(change: tuple[str, str], error: str, run, a
 def test_a_suite_that_is_not_there(run, tmp_path) -> None:
     code, _, err = run("bench", tmp_path / "none.toml")
     assert code == 2 and "none.toml cannot be read\n  cause: No such file or directory" in err
+
+
+def test_a_byte_order_mark_is_read_over(tmp_path) -> None:
+    (tmp_path / "suite.toml").write_text(SUITE, encoding="utf-8-sig")
+    assert suite.read(tmp_path / "suite.toml").title == "a test"
 
 
 def test_seeds_in_pairs_or_each_with_each(a_suite) -> None:
@@ -348,9 +381,9 @@ def test_bench_writes_everything_and_prints_a_table(run, tmp_path, a_suite) -> N
     code, text, err = run("bench", a_suite(), "--out", out)
     assert code == 0, err
     assert "\ndev, 10 steps\nSETTING" in text and "\ndev, 4 bits, 10 steps\nSETTING" in text
-    assert "dev, 10 steps: no setting keeps its pictures and beats plain mflux with as many steps" in text
-    made = {"comparison-1.png", "comparison-2.png", "frontier.png", "speed.png", "sizes.png", "report.html"}
-    assert {path.name for path in out.iterdir()} == made | {"pictures", "results.csv", "results.json", "runs.jsonl"}
+    assert "dev, 10 steps: No setting keeps its pictures and beats plain mflux with as many steps" in text
+    made = {"comparison-1.png", "comparison-2.png", "frontier.png", "sizes.png", "report.html"}
+    assert {path.name for path in out.iterdir()} == made | {"pictures", "results.json", "runs.jsonl"}
     found = json.loads((out / "results.json").read_text())
     assert [(row["group"], row["setting"]) for row in found["rows"]][:3] == [
         ("dev, 10 steps", "off"),
@@ -358,10 +391,9 @@ def test_bench_writes_everything_and_prints_a_table(run, tmp_path, a_suite) -> N
         ("dev, 10 steps", "0.3"),
     ]
     assert found["suite"]["prompts"] == ["apples", "pears"] and found["machine"]["mlx"]
-    with (out / "results.csv").open() as file:
-        rows = list(csv.DictReader(file))
-    assert [float(row["speedup"]) for row in rows[:3]] == [1.0, 1.25, 2.0]
-    assert rows[0]["whole"] == "" and rows[3]["whole"] == "dev, 10 steps" and float(rows[3]["whole_ssim"]) == 1.0
+    rows = found["rows"]
+    assert [row["speedup"] for row in rows[:3]] == [1.0, 1.25, 2.0]
+    assert rows[0]["whole"] is None and rows[3]["whole"] == "dev, 10 steps" and rows[3]["whole_ssim"] == 1.0
     # two quantizations, two prompts, two seeds: plain, two settings, two plain with fewer steps
     assert len(list((out / "pictures").iterdir())) == 2 * 2 * 2 * 5
     assert len(found["runs"]) == 2 * 2 * 2 * 5 * 2
@@ -413,6 +445,51 @@ def test_a_changed_suite_uses_again_only_what_it_asks_for_again(run, tmp_path, a
     pretended.made.clear()
     run("bench", a_suite(changed), "--out", out, "--fresh")
     assert len(pretended.made) == 2 * 2 * 2 * 5
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_what_a_killed_bench_left_is_cleared(run, tmp_path, a_suite) -> None:
+    out = tmp_path / "out"
+    (out / "pictures" / ".run-x7").mkdir(parents=True)
+    (out / "pictures" / ".run-x7" / "picture.png").touch()
+    (out / "pictures" / ".dev-again.png").touch()
+    assert run("bench", a_suite(), "--out", out)[0] == 0
+    assert not [path for path in (out / "pictures").iterdir() if path.name.startswith(".")]
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_a_bench_measures_again_after_the_code_changed(run, tmp_path, a_suite, monkeypatch) -> None:
+    file = a_suite(SUITE.replace("repetitions = 2", "repetitions = 1\nwarm_up = 0"))
+    run("bench", file, "--out", tmp_path / "out")
+    whole = len(pretended.made)
+    pretended.made.clear()
+    monkeypatch.setattr(ledger, "code_digest", lambda: "other code")
+    run("bench", file, "--out", tmp_path / "out")
+    assert len(pretended.made) == whole == 2 * 2 * 2 * 5
+
+
+def test_the_digest_of_the_code_leaves_out_what_makes_no_picture(tmp_path) -> None:
+    for name in ("apply.py", "methods/teacache.py", "measure/plots.py", "cli/bench.py"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("1")
+    before = ledger.code_digest(tmp_path)
+    (tmp_path / "measure" / "plots.py").write_text("2")
+    assert ledger.code_digest(tmp_path) == before
+    (tmp_path / "methods" / "teacache.py").write_text("2")
+    assert ledger.code_digest(tmp_path) != before
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_the_demo_is_a_bench(run, tmp_path) -> None:
+    out = tmp_path / "out"
+    code, text, err = run("demo", "--out", out, "--steps", 10, "--setting", "0.3")
+    assert code == 0, err
+    prompts = demo_model.prompts("demo")
+    found = json.loads((out / "results.json").read_text())
+    assert found["suite"]["prompts"] == [each["prompt"] for each in prompts]
+    assert [case["seed"] for case in found["cases"]] == [each["seed"] for each in prompts]
+    assert f"{demo_model.NAME}, 128x128, 10 steps, guidance 4\nSETTING" in text
+    assert {wanted for _, wanted in pretended.made} == {"off", "0.3"}
 
 
 # ---- several ranks ---------------------------------------------------------------------------------------------------

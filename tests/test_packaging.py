@@ -213,4 +213,4 @@ def test_a_damaged_installation_does_not_stop_the_interpreter(damage, tmp_path):
         (environment.site / "mflux_teacache_plugin" / "_startup.py").write_text("not python\n")
     done = subprocess.run([environment.python, "-c", "print('alive')"], capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (0, "alive\n")
-    assert startup_file.name in done.stderr
+    assert done.stderr == "" if damage == "no package" else startup_file.name in done.stderr

@@ -163,6 +163,7 @@ BAD_VALUES = [
     ({"guard": {"last": 1.0}}, "guard.last: expected a whole number of steps, at least 1, got 1.0 (number)"),
     ({"guard": {"last": True}}, "guard.last: expected a whole number of steps"),
     ({"guard": {"frist": 1}}, "guard.frist: unknown key; did you mean first?"),
+    ({"guard": {"last": 16**5000}}, "guard.last: expected a whole number of steps, at most 9999, got a very large"),
     ({"distilled": 1}, "distilled: expected true or false, got 1 (integer); write it without quotes"),
     ({"recommended": ""}, 'recommended: expected text, got "" (string)'),
     ({"recommended": 2}, "recommended: expected text, got 2 (integer)"),
@@ -290,6 +291,20 @@ def test_not_toml(tmp_path: Path, content: bytes, cause: str) -> None:
         read_variant(path)
     assert caught.value.cause is not None
     assert cause in caught.value.cause
+
+
+def test_a_byte_order_mark_is_read_over(tmp_path: Path) -> None:
+    path = write(tmp_path)
+    path.write_text(path.read_text(encoding="utf-8"), encoding="utf-8-sig")
+    assert read_variant(path).id == "mine"
+
+
+def test_a_file_that_is_too_long(tmp_path: Path) -> None:
+    path = write(tmp_path)
+    with path.open("a") as file:
+        file.write("#" * 4_000_000)
+    with pytest.raises(VariantFileError, match="is too long\n  cause: more than 4 million characters"):
+        read_variant(path)
 
 
 def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:

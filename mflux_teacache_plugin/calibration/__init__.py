@@ -1,6 +1,7 @@
 """Calibration: what a model does from step to step, and the numbers that follow from it.
 
-`traces` keeps what was recorded, `fit` turns it into a polynomial and a profile and says how well each foretells an unseen
-prompt, `record` watches plain generations, `sweep` tries settings on prompts that no fit saw, `report` shows it all.
-`fit` knows numbers only, `traces` files only; neither imports mflux.
+`stages` is the whole, in order: `takeover` lends a command's model, `record` watches its plain generations, `traces` keeps
+what was recorded, `fit` and `analysis` turn it into a polynomial and a profile and say how well each predicts an unseen
+prompt, `propose` makes a variant and settings of them, `sweep` makes the pictures, `recommend` chooses, `coefficient_file`
+writes, `charts` shows the fit. Comparing, naming and showing pictures is `measure`'s.
 """

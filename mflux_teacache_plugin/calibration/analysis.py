@@ -1,8 +1,8 @@
-"""From traces to numbers: what is fitted to which, and how well each result foretells the step that a gate must judge.
+"""From traces to numbers: what is fitted to which, and how well each result predicts the step that a gate must judge.
 
-Polynomial and place in the schedule are compared at one task: the change of the transformer's output on the guidance branch
-that the gate sees. The profile that is kept is that of the guided prediction where that was recorded: steps that are placed
-by it stand in for the guided prediction, and on the demo model, guidance 4, it places them better by 3 to 6 dB (docs/calibration.md).
+Polynomial and profile are compared at one task: the change of the transformer's output on the guidance branch that the gate
+sees. The profile that is kept is that of the guided prediction where that was recorded: what a schedule skips stands in for
+the guided prediction, and on the demo model, guidance 4, that profile is better by 3 to 6 dB (docs/calibration.md).
 """
 
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ import numpy as np
 
 from mflux_teacache_plugin.calibration import fit
 from mflux_teacache_plugin.calibration.traces import Trace, TraceError
-from mflux_teacache_plugin.variants import Variant
+from mflux_teacache_plugin.variants import Profile, Variant
 
 PUBLISHED, OWN, PROFILE = "published polynomial", "own polynomial", "profile"
 
@@ -26,7 +26,7 @@ class Analysis:
 
     Attributes:
         generations: how many there are; `prompts`, of how many prompts, which is how many were left out in turn.
-        pairs: the steps that were foretold: all but each generation's first, which nothing precedes, and its last, which
+        pairs: the steps that were predicted: all but each generation's first, which nothing precedes, and its last, which
             always computes.
         polynomial: None where the traces hold no signal.
         profile: of the guided prediction (of the output, where that is all there is), over all prompts.
@@ -38,7 +38,7 @@ class Analysis:
     prompts: int
     pairs: int
     polynomial: fit.Polynomial | None
-    profile: fit.Profile
+    profile: Profile
     guided: bool
     scores: dict[str, fit.Score] = field(default_factory=dict)
 
@@ -47,18 +47,29 @@ class Analysis:
         """Whether the polynomial that there was already stays: it comes with a threshold that was chosen by pictures, so the
         own one has to be clearly better.
         """
-        if OWN not in self.scores:
-            return PUBLISHED in self.scores
-        return PUBLISHED in self.scores and self.scores[PUBLISHED].rmse <= (1 + CLEARLY) * self.scores[OWN].rmse
+        own, published = self.scores.get(OWN), self.scores.get(PUBLISHED)
+        return published is not None and (own is None or published.rmse <= (1 + CLEARLY) * own.rmse)
 
     @property
     def best(self) -> str:
-        """What foretells best."""
+        """What predicts best."""
         return min(self.scores, key=lambda name: self.scores[name].rmse)
+
+    @property
+    def verdict(self) -> str:
+        """In one sentence, what predicts the output's change better, and how it was judged."""
+        told = ", ".join(f"{name} {score.r2:.3f} ({score.rmse:.3f})" for name, score in self.scores.items())
+        own = "; the published polynomial as it is" if PUBLISHED in self.scores else ""
+        if self.polynomial is not None and OWN not in self.scores:
+            own += "; two prompts are too few to judge a polynomial"
+        return (
+            f"The {self.best} predicts the change of the output best. R2 (root mean square error) on {self.pairs} "
+            f"steps of {self.prompts} prompts, each left out of its fit{own}: {told}."
+        )
 
 
 def analyse(traces: Sequence[Trace], published: Variant | None = None) -> Analysis:
-    """Fit, and leave every prompt out in turn. All traces need their σ.
+    """Fit, and leave every prompt out in turn.
 
     Args:
         traces: of one model.
@@ -80,12 +91,11 @@ def analyse(traces: Sequence[Trace], published: Variant | None = None) -> Analys
     truths = [np.concatenate([trace.output[:-1] for trace in group]) for group in by_prompt]
     scores: dict[str, fit.Score] = {}
     polynomial = None
-    if all(trace.signal is not None for trace in traces):
-        pairs = [
-            (np.concatenate([_signal(t) for t in group]), truth) for group, truth in zip(by_prompt, truths, strict=True)
-        ]
+    signals = [[trace.signal[:-1] for trace in group if trace.signal is not None] for group in by_prompt]
+    if sum(map(len, signals)) == len(traces):
+        pairs = list(zip(map(np.concatenate, signals), truths, strict=True))
         if published is not None and published.polynomial is not None:
-            guesses = [fit.foretell(published.polynomial, published.range, signal) for signal, _ in pairs]
+            guesses = [fit.predict(published.polynomial, published.range, signal) for signal, _ in pairs]
             scores[PUBLISHED] = fit.score(truths, guesses)
         polynomial = fit.fit_polynomial(pairs)
         if len(pairs) > 2:  # a fit, too, leaves one out of what remains
@@ -93,27 +103,11 @@ def analyse(traces: Sequence[Trace], published: Variant | None = None) -> Analys
             scores[OWN] = fit.score(truths, guesses)
     scores[PROFILE] = fit.score(truths, fit.leave_one_out(by_prompt, _by_profile))
     guided = any(len(trace.branches) > 1 and trace.prediction is not None for trace in traces)
-    pairs_ = sum(map(len, truths))
-    return Analysis(len(traces), len(groups), pairs_, polynomial, profile_of(traces), guided, scores)
-
-
-def profile_of(traces: Sequence[Trace]) -> fit.Profile:
-    """The profile of generations that all know their σ."""
-    return fit.fit_profile([_sigma(trace) for trace in traces], [trace.moved for trace in traces])
+    profile = fit.fit_profile([trace.sigma for trace in traces], [trace.moved for trace in traces])
+    return Analysis(len(traces), len(groups), sum(map(len, truths)), polynomial, profile, guided, scores)
 
 
 def _by_profile(others: list[list[Trace]], group: list[Trace]) -> np.ndarray:
     seen = [trace for other in others for trace in other]
-    profile = fit.fit_profile([_sigma(trace) for trace in seen], [trace.output for trace in seen])
-    return np.concatenate([profile(_sigma(trace))[:-1] for trace in group])
-
-
-def _signal(trace: Trace) -> np.ndarray:
-    assert trace.signal is not None
-    return trace.signal[:-1]
-
-
-def _sigma(trace: Trace) -> np.ndarray:
-    if trace.sigma is None:
-        raise TraceError(f"{trace.prompt}: sigma is missing", hint="record it again with mflux-teacache calibrate")
-    return trace.sigma
+    profile = fit.fit_profile([trace.sigma for trace in seen], [trace.output for trace in seen])
+    return np.concatenate([fit.changes_at(profile, trace.sigma)[:-1] for trace in group])

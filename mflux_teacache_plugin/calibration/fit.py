@@ -1,18 +1,25 @@
-"""Numbers in, polynomial and profile out, with how well each foretells a prompt that it did not see. Pure numpy.
+"""Numbers in, polynomial and profile out, with how well each predicts a prompt that it did not see.
 
-Two things can foretell how much the transformer's output changes from one step to the next: the change of the gate's signal,
-through a polynomial, and the place in the schedule, through a profile over σ. What either is worth shows only on a prompt
+Two things can predict how much the transformer's output changes from one step to the next: the change of the gate's signal,
+through a polynomial, and the position in the run, through a profile over σ. What either is worth shows only on a prompt
 that was left out of the fit, so every choice here, the polynomial's degree included, is made that way.
 """
 
 import itertools
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
 
+from mflux_teacache_plugin.methods.speedup import expected_changes
+from mflux_teacache_plugin.variants import Profile
+
 T = TypeVar("T")
+
+#: One group per prompt: signal changes and output changes, both (pairs,).
+Pairs = Sequence[tuple[np.ndarray, np.ndarray]]
 
 #: A gate's polynomial has five coefficients.
 DEGREES = (1, 2, 3, 4)
@@ -41,65 +48,46 @@ class Polynomial:
     monotone: bool
 
     def __call__(self, signal: np.ndarray) -> np.ndarray:
-        return foretell(self.coefficients, self.span, signal)
-
-
-@dataclass(frozen=True, eq=False)
-class Profile:
-    """The output's accumulated relative change over σ. `sigma` strictly falls, `change` starts at 0 and never falls."""
-
-    sigma: np.ndarray
-    change: np.ndarray
-
-    def __call__(self, sigma: np.ndarray) -> np.ndarray:
-        """(steps,) → (steps - 1,): the change to expect between neighbouring steps."""
-        return np.diff(np.interp(-sigma, -self.sigma, self.change))
+        return predict(self.coefficients, self.span, signal)
 
 
 @dataclass(frozen=True)
 class Score:
-    """How well something foretells: R² (1 is perfect, 0 is the mean, below that worse) and the root mean square error."""
+    """How well something predicts: R² (1 is perfect, 0 is the mean, below that worse) and the root mean square error."""
 
     r2: float
     rmse: float
 
 
-#: One group per prompt: signal changes and output changes, both (pairs,).
-Pairs = Sequence[tuple[np.ndarray, np.ndarray]]
-
-
-def foretell(coefficients: Sequence[float], span: tuple[float, float] | None, signal: np.ndarray) -> np.ndarray:
+def predict(coefficients: Sequence[float], span: tuple[float, float] | None, signal: np.ndarray) -> np.ndarray:
     """A gate's polynomial at `signal`, which is taken for the nearer end of `span` where it lies outside."""
     return np.polyval(coefficients, signal if span is None else np.clip(signal, *span))
 
 
 def fit_polynomial(groups: Pairs) -> Polynomial:
-    """The polynomial whose degree foretells a left-out prompt best; it never falls where that costs little.
+    """The polynomial whose degree predicts a left-out prompt best; it never falls where that costs little.
 
-    Raises:
-        ValueError: fewer than two groups, so that none can be left out.
+    Args:
+        groups: two or more.
     """
-    if len(groups) < 2:
-        raise ValueError("a fit needs two prompts or more")
     signals = np.concatenate([signal for signal, _ in groups])
     span = (float(signals.min()), float(signals.max()))
-    errors = {
-        (degree, monotone): _left_out_error(groups, span[1], degree, monotone)
-        for degree, monotone in itertools.product(DEGREES, (True, False))
-    }
-    within = (1 + CHEAP) * min(errors.values())
-    degree, monotone = min(
-        (choice for choice, error in errors.items() if error <= within), key=lambda choice: (not choice[1], choice[0])
+    errors = {choice: _left_out_error(groups, span[1], *choice) for choice in itertools.product(DEGREES, (True, False))}
+    within = [choice for choice, error in errors.items() if error <= (1 + CHEAP) * min(errors.values())]
+    degree, monotone = min(within, key=lambda choice: (not choice[1], choice[0]))
+    weights = _weights(groups, span[1], degree, monotone)
+    at = np.linspace(0, 1, degree + 1)  # degree + 1 points define the polynomial
+    powers = np.linalg.solve(np.vander(at, degree + 1), _basis(at, degree) @ weights) / span[1] ** np.arange(
+        degree, -1, -1.0
     )
-    weights = _solve(*_sums([_normal(group, span[1], degree) for group in groups]), monotone)
-    return Polynomial(_in_powers(weights, span[1], degree), span, degree, monotone)
+    return Polynomial((*[0.0] * (4 - degree), *powers[:-1].tolist(), 0.0), span, degree, monotone)
 
 
 def fit_profile(sigmas: Sequence[np.ndarray], outputs: Sequence[np.ndarray]) -> Profile:
-    """The mean accumulated change over the generations, at the σ of the longest schedule.
+    """The mean accumulated change over the generations, at the σ of the longest run.
 
     Args:
-        sigmas: (steps,) for each generation; schedules may differ.
+        sigmas: (steps,) for each generation; runs may differ.
         outputs: (steps - 1,) for each generation.
     """
     longest = max(sigmas, key=len)
@@ -110,7 +98,12 @@ def fit_profile(sigmas: Sequence[np.ndarray], outputs: Sequence[np.ndarray]) -> 
         for sigma, output in zip(sigmas, outputs, strict=True)
     ]
     change = np.mean(curves, axis=0)
-    return Profile(longest, change - change[0])
+    return Profile(sigma=tuple(longest.tolist()), change=tuple((change - change[0]).tolist()))
+
+
+def changes_at(profile: Profile, sigma: np.ndarray) -> np.ndarray:
+    """(steps,) → (steps - 1,): the change that a profile expects from each step to the next."""
+    return np.array(expected_changes(profile.sigma, profile.change, sigma.tolist()))
 
 
 def score(truths: Sequence[np.ndarray], guesses: Sequence[np.ndarray]) -> Score:
@@ -125,47 +118,24 @@ def leave_one_out(groups: Sequence[T], guess: Callable[[list[T], T], np.ndarray]
     return [guess([*groups[:index], *groups[index + 1 :]], group) for index, group in enumerate(groups)]
 
 
-# A polynomial of degree n through the origin in Bernstein's basis on [0, end] is Σ c_k B_k with c_0 = 0, and it rises there if
+# A polynomial of degree n through the origin in Bernstein's basis on [0, 1] is Σ c_k B_k with c_0 = 0, and it rises there if
 # c_k never falls. So the weights are the rises c_k - c_(k-1), and a polynomial that never falls has none below 0.
 
 
-def _basis(signal: np.ndarray, end: float, degree: int) -> np.ndarray:
-    """(pairs, degree): column k is Σ of B_j for j > k."""
-    x = signal / end
-    bernstein = np.stack([_binomial(degree, j) * x**j * (1 - x) ** (degree - j) for j in range(degree + 1)], axis=1)
+def _basis(x: np.ndarray, degree: int) -> np.ndarray:
+    """(pairs,) → (pairs, degree): column k is Σ of B_j for j > k."""
+    bernstein = np.stack([math.comb(degree, j) * x**j * (1 - x) ** (degree - j) for j in range(degree + 1)], axis=1)
     return np.cumsum(bernstein[:, :0:-1], axis=1)[:, ::-1]
 
 
-def _binomial(n: int, k: int) -> int:
-    return int(np.prod([(n - i) for i in range(k)], dtype=int) // np.prod(range(1, k + 1), dtype=int))
-
-
-def _in_powers(weights: np.ndarray, end: float, degree: int) -> tuple[float, ...]:
-    """Five coefficients, highest power first; exact, as degree + 1 points define the polynomial."""
-    at = np.linspace(0, 1, degree + 1)
-    powers = np.linalg.solve(np.vander(at, degree + 1), _basis(at * end, end, degree) @ weights)
-    scaled = powers / end ** np.arange(degree, -1, -1.0)
-    return (*[0.0] * (4 - degree), *(float(c) for c in scaled[:-1]), 0.0)
-
-
-def _normal(group: tuple[np.ndarray, np.ndarray], end: float, degree: int) -> tuple[np.ndarray, np.ndarray]:
-    """The normal equations of one group: AᵀA and Aᵀy."""
-    matrix = _basis(group[0], end, degree)
-    return matrix.T @ matrix, matrix.T @ group[1]
-
-
-def _sums(equations: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
-    return np.sum([gram for gram, _ in equations], axis=0), np.sum([right for _, right in equations], axis=0)
-
-
-def _solve(gram: np.ndarray, right: np.ndarray, monotone: bool) -> np.ndarray:
-    """Least squares; with `monotone` under weights >= 0, exactly: with four of them every set of zeros can be tried."""
-    size = len(right)
-    sets = itertools.product((False, True), repeat=size) if monotone else [(True,) * size]
-    best, least = np.zeros(size), np.inf
-    for free in sets:
-        where = np.flatnonzero(free)
-        weights = np.zeros(size)
+def _weights(groups: Pairs, end: float, degree: int, monotone: bool) -> np.ndarray:
+    """(degree,), least squares; with `monotone` none below 0, exactly: every set of zeros is tried, 16 at most."""
+    matrix = np.concatenate([_basis(signal / end, degree) for signal, _ in groups])
+    right = np.concatenate([output for _, output in groups])
+    gram, right = matrix.T @ matrix, matrix.T @ right
+    best, least = np.zeros(degree), np.inf
+    for free in itertools.product((False, True), repeat=degree) if monotone else [(True,) * degree]:
+        where, weights = np.flatnonzero(free), np.zeros(degree)
         weights[where] = np.linalg.lstsq(gram[np.ix_(where, where)], right[where], rcond=None)[0]
         loss = weights @ gram @ weights - 2 * right @ weights
         if loss < least and not (monotone and (weights < 0).any()):
@@ -174,11 +144,8 @@ def _solve(gram: np.ndarray, right: np.ndarray, monotone: bool) -> np.ndarray:
 
 
 def _left_out_error(groups: Pairs, end: float, degree: int, monotone: bool) -> float:
-    """Root mean square error over all groups, each foretold by the fit to the others."""
-    equations = [_normal(group, end, degree) for group in groups]
-    gram, right = _sums(equations)
-    squares = 0.0
-    for (signal, output), (own_gram, own_right) in zip(groups, equations, strict=True):
-        weights = _solve(gram - own_gram, right - own_right, monotone)
-        squares += ((_basis(signal, end, degree) @ weights - output) ** 2).sum()
-    return float(np.sqrt(squares / sum(len(output) for _, output in groups)))
+    """Root mean square error over all groups, each predicted by the fit to the others."""
+    guesses = leave_one_out(
+        groups, lambda others, one: _basis(one[0] / end, degree) @ _weights(others, end, degree, monotone)
+    )
+    return score([output for _, output in groups], guesses).rmse

@@ -52,7 +52,6 @@ class Recorder(Observer):
         self.failed: Exception | None = None
         self._adapter = adapter
         self._on_step = on_step
-        self._interception: Interception | None = None
         self._undo: list[Callable[[], None]] = []
         self._before: dict[tuple[int, str], mx.array] = {}
         self._now: dict[tuple[int, str], mx.array] = {}
@@ -60,16 +59,18 @@ class Recorder(Observer):
         self._arguments: Mapping[str, Any] = {}  # of the present call of generate_image
 
     def generation_called(self, model: Any, arguments: Mapping[str, Any]) -> None:
-        self._release()
+        self._release()  # a pipeline may call itself for a second try
         self._arguments = arguments
         self._interception = Interception(model, self._adapter)
+        self._undo.append(self._interception.leave)
 
     def generation_begin(self, model: Any, seed: int, prompt: str, config: Any) -> None:
         adapter = self._adapter
         sigmas = adapter.sigmas and adapter.sigmas(model, config, self._arguments)
-        self.last = Recording(list(apply.facts_of(config, sigmas).sigmas), facts=_facts(config))
+        facts = {"steps": config.num_inference_steps, "width": config.width, "height": config.height}
+        facts["guidance"] = config.guidance
+        self.last = Recording(list(apply.facts_of(config, sigmas).sigmas), facts=facts)
         self._before, self._now, self._branch = {}, {}, 0
-        self._interception = self._interception or Interception(model, adapter)
         if adapter.taps is None:
             self._interception.predictions(self._run)
         else:
@@ -87,12 +88,6 @@ class Recorder(Observer):
             self._row(branch, kind).append(cast(float, change.item()))
         self._before, self._now, self._branch = self._now, {}, 0
         self._on_step()
-
-    def loop_end(self, model: Any) -> None:
-        self._release()
-
-    def generation_interrupted(self, model: Any) -> None:
-        self._release()
 
     def generation_end(self, model: Any, image: Any | None) -> None:
         self._release()
@@ -139,9 +134,6 @@ class Recorder(Observer):
     def _release(self) -> None:
         while self._undo:
             self._undo.pop()()
-        interception, self._interception = self._interception, None
-        if interception is not None:
-            interception.leave()
         self._before, self._now = {}, {}
 
 
@@ -166,8 +158,3 @@ def _change(now: mx.array, before: mx.array) -> mx.array:
     """mean|now - before| / mean|before| in float32, not evaluated."""
     now, before = now.astype(mx.float32), before.astype(mx.float32)
     return mx.abs(now - before).mean() / mx.abs(before).mean()
-
-
-def _facts(config: Any) -> dict[str, Any]:
-    steps = config.num_inference_steps
-    return {"steps": steps, "width": config.width, "height": config.height, "guidance": config.guidance}

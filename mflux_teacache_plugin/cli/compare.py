@@ -8,7 +8,7 @@ from pathlib import Path
 
 from mflux_teacache_plugin.cli import output
 from mflux_teacache_plugin.errors import SettingsError
-from mflux_teacache_plugin.measure import files, metrics, results, runs, series, shards
+from mflux_teacache_plugin.measure import files, metrics, runs, series, shards
 from mflux_teacache_plugin.measure.series import Case
 from mflux_teacache_plugin.methods import OFF
 
@@ -46,20 +46,13 @@ def run(args: argparse.Namespace) -> int:
     settings = tuple(setting for setting in dict.fromkeys(args.settings) if setting != OFF)
     with files.staged(args.out) as stage:  # an unwritable folder is told before the first run
         case = _case(command, settings)
-        with series.progress(case.most_shots) as bar:
-            make = series.counted(series.maker(stage), bar)
-            shots = series.one_round(case, 0, make)
-        near = series.similarities(shots, [case], stage)
-        rows = results.rows([case], shots, near)
-        found = {"command": str(command), **results.as_table([case], shots, near, rows)}
-        files.write(stage / "results.json", output.as_json(found))
-        from mflux_teacache_plugin.measure import gallery  # matplotlib takes its time
+        with series.progress(case.most_shots) as counted:
+            shots = series.one_round(case, 0, counted(series.maker(stage)))
+        from mflux_teacache_plugin.measure import report  # matplotlib takes its time
 
-        gallery.write(f"{case.prompt} ({command.name})", str(command), [case], shots, near, rows, stage, stage)
-    if args.format == "json":
-        print((args.out / "results.json").read_text())
-    else:
-        output.print_table(results.HEAD, [line for row in rows for line in results.cells(row)])
+        about, facts = f"One picture of {command.name}, seed {case.seed}.", {"command": str(command)}
+        rows, table = report.conclude(case.prompt, about, facts, [case], shots, stage, stage)
+    output.print_findings(rows, table, args.format)
     print(f"report: {args.out / 'report.html'}; pictures: {args.out / 'comparison.png'}", file=sys.stderr)
     return 0
 

@@ -16,11 +16,8 @@ from pathlib import Path
 from mflux_teacache_plugin import _startup, choose
 from mflux_teacache_plugin.caching.taps import module_at
 from mflux_teacache_plugin.cli import output
-from mflux_teacache_plugin.host import bridge
+from mflux_teacache_plugin.host import bridge, versions
 from mflux_teacache_plugin.host.manager import LOAD_PLUGINS, load_plugins
-
-#: The versions of mflux that the tests run on: the first one tested, and the first one that is not.
-TESTED_MFLUX = ((0, 22), (0, 25))
 
 START_UP_FILE = "mflux_teacache_plugin_startup.pth"
 
@@ -29,12 +26,12 @@ OK, NOTE, PROBLEM = "ok", "note", "problem"
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at. `mend` says what to do; empty where nothing need be done."""
+    """One thing that was checked. `fix` says what to do; empty where nothing need be done."""
 
     status: str
     what: str
     detail: str
-    mend: str = ""
+    fix: str = ""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -42,18 +39,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    findings = list(look())
+    findings = list(examine())
     if args.format == "json":
         output.print_json([dataclasses.asdict(finding) for finding in findings])
     else:
         for finding in findings:
             print(f"{finding.status:8} {finding.what}: {finding.detail}")
-            if finding.mend:
-                print(f"{'':8} -> {finding.mend}")
+            if finding.fix:
+                print(f"{'':8} -> {finding.fix}")
     return int(any(finding.status == PROBLEM for finding in findings))
 
 
-def look() -> Iterator[Finding]:
+def examine() -> Iterator[Finding]:
     """All findings, in the order of a run: versions, start-up, patch points, plugins, files, conflicts."""
     yield Finding(OK, "python", platform.python_version())
     yield from _versions()
@@ -71,13 +68,10 @@ def _versions() -> Iterator[Finding]:
     if found is None:
         yield Finding(PROBLEM, "mflux", "not installed", "pip install mflux")
         return
-    low, high = TESTED_MFLUX
-    tested = low <= tuple(int(part) for part in found.split(".")[:2]) < high
-    range_ = f">={low[0]}.{low[1]},<{high[0]}.{high[1]}"
-    if tested:
-        yield Finding(OK, "mflux", f"{found} (tested: {range_})")
-    else:
-        yield Finding(PROBLEM, "mflux", f"{found} is not among the tested {range_}", f'pip install "mflux{range_}"')
+    if versions.is_tested(found):
+        yield Finding(OK, "mflux", f"{found} (tested: {versions.in_words()})")
+    else:  # what does not fit it is a problem of its own, below
+        yield Finding(NOTE, "mflux", f"{found} is not among the tested {versions.in_words()}", "report what fails")
 
 
 def _version(name: str) -> str | None:
@@ -91,21 +85,21 @@ def _start_up() -> Iterator[Finding]:
     if os.environ.get("MFLUX_TEACACHE_DISABLE", "") not in ("", "0"):
         yield Finding(PROBLEM, "MFLUX_TEACACHE_DISABLE", "switches the plugin off", "unset MFLUX_TEACACHE_DISABLE")
     path = Path(sysconfig.get_path("purelib"), START_UP_FILE)
-    mend = "reinstall mflux-teacache-plugin, or run mflux's commands through `mflux-teacache exec --`"
+    fix = "reinstall mflux-teacache-plugin, or run mflux's commands through `mflux-teacache exec --`"
     if not path.exists():
-        yield Finding(PROBLEM, "start-up file", f"{path} is missing", mend)
+        yield Finding(PROBLEM, "start-up file", f"{path} is missing", fix)
     elif not _startup.state()["calls"]:
-        yield Finding(PROBLEM, "start-up file", f"{path} is there, but did not run (python -S?)", mend)
+        yield Finding(PROBLEM, "start-up file", f"{path} is there, but did not run (python -S?)", fix)
     else:
         yield Finding(OK, "start-up file", f"{path} ran")
 
 
 def _patch_points() -> Iterator[Finding]:
-    mend = "this version of the plugin does not fit this mflux; install a tested version of mflux"
+    fix = "this version of the plugin does not fit this mflux; install a tested version of mflux"
     if bridge.mflux_has_a_host():
         yield Finding(NOTE, "mflux", "has a plugin host of its own, so this one stands down")
     for module, name in bridge.PATCH_POINTS:
-        yield _found(module, name, mend)
+        yield _found(module, name, fix)
     for pipeline in sorted(choose.registry().pipelines()):
         module, _, name = pipeline.partition(":")
         try:
@@ -113,14 +107,14 @@ def _patch_points() -> Iterator[Finding]:
         except ModuleNotFoundError:  # a family that came with a later mflux
             yield Finding(NOTE, pipeline, "not in this mflux")
             continue
-        yield _found(module, name, mend)
+        yield _found(module, name, fix)
 
 
-def _found(module: str, name: str, mend: str) -> Finding:
+def _found(module: str, name: str, fix: str) -> Finding:
     try:
         module_at(import_module(module), name)
     except (ImportError, AttributeError) as error:
-        return Finding(PROBLEM, f"{module}:{name}", f"not found: {error}", mend)
+        return Finding(PROBLEM, f"{module}:{name}", f"not found: {error}", fix)
     return Finding(OK, f"{module}:{name}", "found")
 
 
@@ -132,9 +126,7 @@ def _plugins() -> Iterator[Finding]:
         status = PROBLEM if name == "teacache" else NOTE
         yield Finding(status, f"plugin {name}", f"blocked by {LOAD_PLUGINS}", f"add {name} to {LOAD_PLUGINS}")
     for name, why in loaded.failed.items():
-        yield Finding(
-            PROBLEM, f"plugin {name}", f"left out: {why}", f"mend or uninstall the package that brings {name}"
-        )
+        yield Finding(PROBLEM, f"plugin {name}", f"left out: {why}", f"fix or uninstall the package that brings {name}")
 
 
 def _coefficients() -> Iterator[Finding]:
@@ -145,11 +137,11 @@ def _coefficients() -> Iterator[Finding]:
         yield Finding(OK, f"variant {id}", f"{entry.place} ({entry.origin}){behind}")
     for problem in files.problems:
         detail = " / ".join(filter(None, (problem.error, *(problem.cause or "").splitlines())))
-        yield Finding(PROBLEM, "coefficient file", detail, problem.hint or "mend or remove the file")
+        yield Finding(PROBLEM, "coefficient file", detail, problem.hint or "fix or remove the file")
 
 
 def _conflicts() -> Iterator[Finding]:
     for name in ("mlx-teacache", "mflux-teacache"):
         if (found := _version(name)) is not None:
-            mend = "do not apply both to one model; a model that it patched is refused here"
-            yield Finding(NOTE, name, f"{found} is installed beside this plugin", mend)
+            fix = "do not apply both to one model; a model that it patched is refused here"
+            yield Finding(NOTE, name, f"{found} is installed beside this plugin", fix)

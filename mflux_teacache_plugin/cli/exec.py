@@ -3,11 +3,11 @@
 import argparse
 import runpy
 import sys
-from importlib.metadata import entry_points
 from pathlib import Path
 
 from mflux_teacache_plugin import _startup
 from mflux_teacache_plugin.errors import SettingsError
+from mflux_teacache_plugin.host import command
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -21,21 +21,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    command = args.command[1:] if args.command[:1] == ["--"] else args.command
-    if not command:
+    words = args.command[1:] if args.command[:1] == ["--"] else args.command
+    if not words:
         raise SettingsError("there is no command to run", hint="mflux-teacache exec -- mflux-generate --prompt ...")
-    script = Path(command[0])
-    name = script.name
-    found = entry_points(group="console_scripts", name=name)
-    _startup.activate(f"mflux-teacache exec {name}")
-    if found and name.startswith("mflux-"):
-        sys.argv = list(command)
-        return next(iter(found)).load()() or 0
-    if name.endswith(".py") and script.is_file():
-        sys.argv = list(command)
+    script = Path(words[0])
+    _startup.activate(f"mflux-teacache exec {script.name}")
+    if (found := command.find(words[0])) is not None:
+        return command.run(found, words[1:]) or 0
+    if script.suffix == ".py" and script.is_file():
+        sys.argv = list(words)
         sys.path.insert(0, str(script.parent.resolve()))
-        runpy.run_path(command[0], run_name="__main__")
+        runpy.run_path(words[0], run_name="__main__")
         return 0
-    raise SettingsError(
-        f"{command[0]} is neither an mflux command nor a Python script", hint="check the name; options come after it"
-    )
+    error = f"{words[0]} is neither an mflux command nor a Python script"
+    raise SettingsError(error, hint="check the name; options come after it")

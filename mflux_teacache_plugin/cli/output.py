@@ -1,10 +1,11 @@
 """Tables and JSON on stdout."""
 
 import argparse
-import json
-import math
 from collections.abc import Sequence
 from typing import Any
+
+from mflux_teacache_plugin.measure import results
+from mflux_teacache_plugin.measure.files import as_json
 
 
 def add_format(parser: argparse.ArgumentParser) -> None:
@@ -12,21 +13,9 @@ def add_format(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--format", choices=("text", "json"), default="text", help="default: text")
 
 
-def as_json(value: Any) -> str:
-    """As text; JSON has no infinity, so that of a PSNR (the same picture) becomes null."""
-    return json.dumps(_finite(value), indent=2, default=str)
-
-
 def print_json(value: Any) -> None:
+    """On stdout."""
     print(as_json(value))
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(each) for key, each in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(each) for each in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def print_table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
@@ -35,6 +24,18 @@ def print_table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
     widths = [max(len(row[column]) for row in cells) for column in range(len(head))]
     for row in cells:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def print_findings(rows: Sequence[results.Row], table: dict[str, Any], format: str) -> None:
+    """What was measured: `table` as JSON, or a table and a verdict for each group."""
+    if format == "json":
+        print_json(table)
+        return
+    groups = results.by_group(rows)
+    for group, of_group in groups.items():
+        print(f"\n{group}")
+        print_table(results.HEAD, [line for row in of_group for line in results.cells(row)])
+    print(*("", *(f"{group}: {results.verdict(of_group)}" for group, of_group in groups.items())), sep="\n")
 
 
 def _cell(value: Any) -> str:

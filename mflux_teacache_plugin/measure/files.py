@@ -1,9 +1,12 @@
-"""Files that are whole or not there."""
+"""Files that are whole or not there, and JSON as they hold it."""
 
+import json
+import math
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 
 def write(file: Path, data: bytes | str) -> None:
@@ -28,13 +31,23 @@ def staged(folder: Path) -> Iterator[Path]:
     try:
         with tempfile.TemporaryDirectory(dir=folder, prefix=".making-") as stage:
             yield Path(stage)
-            for file in sorted(Path(stage).rglob("*")):
-                if file.is_file():
-                    target = folder / file.relative_to(stage)
-                    target.parent.mkdir(parents=True, exist_ok=True)
-                    file.replace(target)
+            for file in Path(stage).iterdir():
+                file.replace(folder / file.name)
     except BaseException:
         for made in new:
             if made.is_dir() and not any(made.iterdir()):
                 made.rmdir()
         raise
+
+
+def as_json(value: Any) -> str:
+    """As text; JSON has no infinity, so that of a PSNR (the same picture) becomes null."""
+    return json.dumps(_finite(value), indent=2, default=str)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -7,6 +7,8 @@ import sys
 from importlib.metadata import version
 from typing import Any
 
+_PACKAGES = ("mflux", "mlx", "mflux-teacache-plugin")
+
 
 def describe() -> dict[str, Any]:
     """System, processor, cores, BLAS, versions."""
@@ -17,14 +19,14 @@ def describe() -> dict[str, Any]:
         "device": "Metal" if sys.platform == "darwin" and platform.machine() == "arm64" else "CPU",
         "blas": "OpenBLAS preloaded" if "openblas" in os.environ.get("LD_PRELOAD", "") else "MLX's own",
         "python": platform.python_version(),
-        **{name: version(name) for name in ("mflux", "mlx", "mflux-teacache-plugin")},
+        **{name: version(name) for name in _PACKAGES},
     }
 
 
 def line() -> str:
     """The same in a line."""
     facts = describe()
-    versions = ", ".join(f"{name} {facts[name]}" for name in ("mflux", "mlx", "mflux-teacache-plugin"))
+    versions = ", ".join(f"{name} {facts[name]}" for name in _PACKAGES)
     blas = "" if facts["device"] == "Metal" else f" ({facts['blas']} BLAS; not Metal)"
     return f"{facts['processor']}, {facts['cores']} cores, {facts['device']}{blas}; {versions}"
 

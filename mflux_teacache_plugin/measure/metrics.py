@@ -18,13 +18,8 @@ SAME_PSNR = 99.0
 
 @dataclass(frozen=True)
 class Similarity:
-    """One picture against its reference.
-
-    Attributes:
-        ssim: structural similarity over colour; 1 is the same.
-        psnr: peak signal-to-noise ratio in dB; infinite is the same.
-        lpips: learned distance (AlexNet); 0 is the same. None without torch.
-    """
+    """One picture against its reference: SSIM (1 is the same), PSNR in dB (infinite is the same), and the learned distance
+    LPIPS (AlexNet; 0 is the same, None without torch)."""
 
     ssim: float
     psnr: float
@@ -43,7 +38,7 @@ class Summary:
 
 
 def require() -> None:
-    """Raise SettingsError, with the command that mends it, if what measures and draws pictures is not installed."""
+    """Raise SettingsError, with the command that installs it, if what measures and draws pictures is not installed."""
     missing = [name for name in ("matplotlib", "skimage") if find_spec(name) is None]
     if missing:
         raise SettingsError(
@@ -69,7 +64,10 @@ def similarity(picture: Path | np.ndarray, reference: Path | np.ndarray) -> Simi
     made, other = pixels(picture), pixels(reference)
     if np.array_equal(made, other):
         return Similarity(1.0, math.inf, None if _lpips() is None else 0.0)
-    ssim = structural_similarity(other, made, channel_axis=2)
+    # as Wang et al. and most tables have it: Gaussian weights, no sample covariance
+    ssim = structural_similarity(
+        other, made, channel_axis=2, data_range=255, gaussian_weights=True, sigma=1.5, use_sample_covariance=False
+    )
     return Similarity(float(ssim), float(peak_signal_noise_ratio(other, made)), _distance(made, other))
 
 

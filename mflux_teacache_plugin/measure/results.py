@@ -1,9 +1,7 @@
 """From shots to figures: one row for each group of cases and setting, beside its two baselines."""
 
-import csv
-import io
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -21,12 +19,8 @@ class Cost:
     """What the pictures of one way took: means over the cases, of medians over the repetitions.
 
     Attributes:
-        computed: steps computed.
-        seconds: of the denoising loop.
-        step_seconds: the same by the loop's steps.
-        wall: seconds of the process.
-        memory: the process's highest peak, in bytes.
-        mlx_memory: MLX's highest peak, in bytes.
+        seconds, step_seconds: of the denoising loop, and by its steps; `wall` of the whole process.
+        memory, mlx_memory: highest peak in bytes, the process's and MLX's own.
     """
 
     computed: float
@@ -45,11 +39,11 @@ class Row:
         setting: off for plain mflux, which all others of the group are measured against.
         skipped: share of the loop's steps that were not computed.
         speedup: of the denoising loop, achieved; `ideal` is what the computed steps alone would give.
-        quality: None for plain mflux, which is the reference.
-        fewer, fewer_quality: plain mflux with as many steps as were computed.
         whole: the group of the whole model, if this one is quantized and the suite has both.
         whole_quality: against plain pictures of the whole model; None where there are none.
         advice: in words.
+        quality: None for plain mflux, which is the reference.
+        fewer, fewer_quality, fewer_speedup: plain mflux with as many steps as were computed.
     """
 
     group: str
@@ -59,17 +53,19 @@ class Row:
     skipped: float
     speedup: float
     ideal: float
-    quality: Summary | None
-    fewer: Cost | None
-    fewer_quality: Summary | None
     whole: str | None
     whole_quality: Summary | None
-    advice: str
+    advice: str = "the reference"
+    quality: Summary | None = None
+    fewer: Cost | None = None
+    fewer_quality: Summary | None = None
+    fewer_speedup: float | None = None
 
     @property
-    def efficiency(self) -> float:
-        """How much of the ideal speed-up was achieved."""
-        return self.speedup / self.ideal
+    def gain(self) -> float:
+        """By how many dB it comes nearer than plain mflux with as many steps."""
+        rival = self.fewer_quality
+        return 0.0 if self.quality is None or rival is None else self.quality.psnr - rival.psnr
 
 
 def rows(
@@ -82,59 +78,35 @@ def rows(
 
     Args:
         near: of each picture, by file name, against its own plain one (`series.similarities`).
-        near_whole: of each picture of a quantized model, against the whole model's (`series.near_whole`).
+        near_whole: of each picture of a quantized model, against the whole model's.
     """
     made: dict[tuple[str, str, int], list[Shot]] = {}
     for shot in shots:
         made.setdefault((shot.case, shot.setting, shot.steps), []).append(shot)
     group_of = {case.name: case.group for case in cases}
-    found = []
-    for group in dict.fromkeys(group_of.values()):
-        of_group = [case for case in cases if case.group == group]
+
+    def row(setting: str, of_group: list[Case]) -> Row:
         plain = [made[case.name, OFF, case.steps] for case in of_group]
-        whole = group_of.get(of_group[0].whole)
-        for setting in (OFF, *of_group[0].settings):
-            cached = [made[case.name, setting, case.steps] for case in of_group]
-            fewer = [made[case.name, OFF, each[0].run.fewer] for case, each in zip(of_group, cached, strict=True)]
-            found.append(_row(group, setting, plain, cached, fewer, near, whole, near_whole or {}))
-    return found
+        cached = [made[case.name, setting, case.steps] for case in of_group]
+        fewer = [made[case.name, OFF, each[0].run.fewer] for case, each in zip(of_group, cached, strict=True)]
+        full, cost, other = map(_cost, (plain, cached, fewer))
+        skipped, speedup = 1 - cost.computed / full.computed, full.seconds / max(cost.seconds, 1e-9)
+        ideal, whole = full.computed / cost.computed, group_of.get(of_group[0].whole)
+        against = summarize([(near_whole or {})[each[0].file] for each in cached]) if whole else None
+        common = (of_group[0].group, setting, cached[0][0].steps, cost, skipped, speedup, ideal, whole, against)
+        if setting == OFF:
+            return Row(*common)
+        quality, other_quality = (summarize([near[each[0].file] for each in way]) for way in (cached, fewer))
+        rival = (quality, other, other_quality, full.seconds / max(other.seconds, 1e-9))
+        return Row(*common, _advice(skipped, speedup, quality, other_quality), *rival)
 
-
-def _row(
-    group: str,
-    setting: str,
-    plain: list[list[Shot]],
-    cached: list[list[Shot]],
-    fewer: list[list[Shot]],
-    near: Mapping[str, Similarity],
-    whole: str | None,
-    near_whole: Mapping[str, Similarity],
-) -> Row:
-    """Of each way, the repetitions of every case."""
-    cost, full = _cost(cached), _cost(plain)
-    skipped = 1 - cost.computed / full.computed
-    speedup, ideal = full.seconds / max(cost.seconds, 1e-9), full.computed / cost.computed
-    quality, other = (summarize([near[each[0].file] for each in way]) for way in (cached, fewer))
-    against = summarize([near_whole[each[0].file] for each in cached]) if whole else None
-    is_plain = setting == OFF
-    return Row(
-        group,
-        setting,
-        cached[0][0].steps,
-        cost,
-        skipped,
-        speedup,
-        ideal,
-        quality=None if is_plain else quality,
-        fewer=None if is_plain else _cost(fewer),
-        fewer_quality=None if is_plain else other,
-        whole=whole,
-        whole_quality=against,
-        advice="the reference" if is_plain else _advice(skipped, speedup, quality, other),
-    )
+    groups = [[case for case in cases if case.group == group] for group in dict.fromkeys(group_of.values())]
+    return [row(setting, of_group) for of_group in groups for setting in (OFF, *of_group[0].settings)]
 
 
 def _cost(way: list[list[Shot]]) -> Cost:
+    """Of one way, the repetitions of every case."""
+
     def mean(of: str) -> float:
         return statistics.mean(statistics.median(getattr(shot.run, of) for shot in shots) for shots in way)
 
@@ -154,19 +126,60 @@ def _advice(skipped: float, speedup: float, quality: Summary, fewer: Summary) ->
         return "nearer than fewer steps, but slower than all of them here"
     if quality.ssim_worst >= FINAL:
         return "for final pictures"
-    if quality.ssim_worst >= DRAFT:
-        return "for drafts"
-    return "changes the picture"
+    return "for drafts" if quality.ssim_worst >= DRAFT else "changes the picture"
+
+
+def best(of_group: Sequence[Row]) -> Row | None:
+    """The fastest setting that keeps its pictures and beats plain mflux with as many steps, if one does."""
+    kept = [row for row in of_group if row.quality is not None and row.quality.ssim_worst >= FINAL]
+    good = [row for row in kept if row.skipped > 0 and row.gain > 0 and row.speedup > 1]
+    return max(good, key=lambda row: row.speedup, default=None)
+
+
+def by_group(found: Sequence[Row]) -> dict[str, list[Row]]:
+    """The rows of each group, in order."""
+    return {group: [row for row in found if row.group == group] for group in dict.fromkeys(row.group for row in found)}
+
+
+def verdict(of_group: Sequence[Row]) -> str:
+    """What a reader takes home of one group."""
+    row = best(of_group)
+    if row is None:
+        return "No setting keeps its pictures and beats plain mflux with as many steps."
+    return (
+        f"The fastest setting that keeps the worst picture at SSIM {FINAL:g} or above and beats plain mflux with as many steps "
+        f"is {row.setting}: {row.speedup:.2f}x as fast, {row.gain:.1f} dB nearer."
+    )
+
+
+#: Columns of the terminal's and the report's table. `results.json` has more.
+HEAD = ("SETTING", "ADVICE", "SPEED-UP", "COMPUTED", "SECONDS", "SSIM", "WORST SSIM", "PSNR dB", "MEMORY GB")
+
+
+def cells(row: Row) -> list[list[str]]:
+    """A row as lines of a table: the setting, and below it plain mflux with as many steps."""
+    lines = [_line(row.setting, row.advice, row.speedup, row.cost, row.quality)]
+    if row.fewer is not None and row.fewer_speedup is not None and row.skipped > 0:
+        lines.append(_line("  plain, as many", "", row.fewer_speedup, row.fewer, row.fewer_quality))
+    return lines
+
+
+def _line(name: str, advice: str, speedup: float, cost: Cost, near: Summary | None) -> list[str]:
+    figures = ["", "", ""] if near is None else [f"{near.ssim:.4f}", f"{near.ssim_worst:.4f}", f"{near.psnr:.1f}"]
+    took = [f"{speedup:.2f}x", f"{cost.computed:.4g}", f"{cost.seconds:.2f}"]
+    return [name, advice, *took, *figures, f"{cost.memory / 1e9:.2f}"]
 
 
 def as_table(
     cases: Sequence[Case], shots: Sequence[Shot], near: Mapping[str, Similarity], found: Sequence[Row]
 ) -> dict[str, Any]:
     """Everything that was found, for a JSON file: the machine, the rows, and each run with its picture's nearness."""
-    made = []
-    for shot in shots:
-        of_run = asdict(shot.run) | (asdict(near[shot.file]) if shot.repetition == 0 else {})
-        made.append({name: value for name, value in vars(shot).items() if name != "run"} | of_run)
+    made = [
+        {**vars(shot), **asdict(shot.run), **(asdict(near[shot.file]) if shot.repetition == 0 else {})}
+        for shot in shots
+    ]
+    for each in made:
+        del each["run"]
     return {
         "machine": machine.describe(),
         "rows": [flat(row) for row in found],
@@ -175,119 +188,14 @@ def as_table(
     }
 
 
-def verdicts(found: Sequence[Row]) -> list[str]:
-    """What a reader takes home: of each group the fastest setting that keeps its pictures and beats plain mflux with as many
-    steps, if one does.
-    """
-    lines = [""]
-    for group in dict.fromkeys(row.group for row in found):
-        best, gain = None, 0.0
-        for row in found:
-            if row.group != group or row.quality is None or row.fewer_quality is None or row.skipped <= 0:
-                continue
-            nearer = row.quality.psnr - row.fewer_quality.psnr
-            kept = row.quality.ssim_worst >= FINAL and nearer > 0 and row.speedup > 1
-            if kept and (best is None or row.speedup > best.speedup):
-                best, gain = row, nearer
-        if best is None:
-            lines.append(f"{group}: no setting keeps its pictures and beats plain mflux with as many steps")
-        else:
-            lines.append(
-                f"{group}: {best.setting} is the fastest that keeps the worst picture at SSIM {FINAL:g} or above and beats "
-                f"plain mflux with as many steps: {best.speedup:.2f}x, {gain:.1f} dB nearer"
-            )
-    return lines
-
-
-#: Columns of the terminal's and the report's table: head, and the cell of a row's way (its cost and quality).
-HEAD = (
-    "SETTING",
-    "COMPUTED",
-    "SKIPPED",
-    "SECONDS",
-    "S/STEP",
-    "SPEED-UP",
-    "IDEAL",
-    "OF IDEAL",
-    "MEMORY GB",
-    "SSIM",
-    "WORST",
-    "PSNR dB",
-    "WORST",
-    "ADVICE",
-)
-
-
-def cells(row: Row) -> list[list[Any]]:
-    """A row as lines of a table: the setting, and below it plain mflux with as many steps."""
-    lines = [_line(row.setting, row.cost, row.skipped, row.speedup, row.ideal, row.quality, row.advice)]
-    if row.fewer is not None and row.skipped > 0:
-        speedup = row.speedup * row.cost.seconds / max(row.fewer.seconds, 1e-9)
-        lines.append(_line("  plain, as many", row.fewer, None, speedup, None, row.fewer_quality, ""))
-    return lines
-
-
-def _line(
-    name: str,
-    cost: Cost,
-    skipped: float | None,
-    speedup: float,
-    ideal: float | None,
-    quality: Summary | None,
-    advice: str,
-) -> list[Any]:
-    def digits(value: float | None, count: int) -> str:
-        return "" if value is None else f"{value:.{count}f}"
-
-    share = "" if skipped is None else f"{skipped:.0%}"
-    of_ideal = "" if ideal is None else f"{speedup / ideal:.0%}"
-    figures = (
-        ["", "", "", ""]
-        if quality is None
-        else [
-            digits(quality.ssim, 4),
-            digits(quality.ssim_worst, 4),
-            digits(quality.psnr, 1),
-            digits(quality.psnr_worst, 1),
-        ]
-    )
-    return [
-        name,
-        f"{cost.computed:.4g}",
-        share,
-        digits(cost.seconds, 2),
-        digits(cost.step_seconds, 3),
-        f"{speedup:.2f}x",
-        "" if ideal is None else f"{ideal:.2f}x",
-        of_ideal,
-        digits(cost.memory / 1e9, 2),
-        *figures,
-        advice,
-    ]
-
-
-def as_csv(found: Iterable[Row]) -> str:
-    """Every figure of every row, a column each."""
-    table = [flat(row) for row in found]
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(table[0]) if table else [])
-    writer.writeheader()
-    writer.writerows(table)
-    return text.getvalue()
-
-
 def flat(row: Row) -> dict[str, Any]:
     """A row without nesting: `cost.seconds` becomes `seconds`, `fewer.seconds` becomes `fewer_seconds`."""
-    parts: dict[str, Any] = {"group": row.group, "setting": row.setting, "steps": row.steps}
-    parts |= _figures("", Cost, row.cost)
-    parts |= {"skipped": row.skipped, "speedup": row.speedup, "ideal": row.ideal, "of_ideal": row.efficiency}
-    parts |= _figures("", Summary, row.quality)
-    parts |= _figures("fewer_", Cost, row.fewer) | _figures("fewer_", Summary, row.fewer_quality)
-    parts |= {"whole": row.whole} | _figures("whole_", Summary, row.whole_quality)
-    return {**parts, "advice": row.advice}
-
-
-def _figures(prefix: str, kind: type[Cost] | type[Summary], part: Cost | Summary | None) -> dict[str, Any]:
-    """The fields of a part, None where it is not there."""
-    values = dict.fromkeys(field.name for field in fields(kind)) if part is None else asdict(part)
-    return {f"{prefix}{name}": value for name, value in values.items()}
+    parts: dict[str, Any] = {"of_ideal": row.speedup / row.ideal}
+    for name, value in vars(row).items():
+        kind = Cost if name in ("cost", "fewer") else Summary if name.endswith("quality") else None
+        if kind is None:
+            parts[name] = value
+            continue
+        prefix = {"cost": "", "quality": "", "fewer": "fewer_"}.get(name, name.removesuffix("quality"))
+        parts |= {f"{prefix}{field.name}": getattr(value, field.name, None) for field in fields(kind)}
+    return parts

@@ -1,9 +1,11 @@
 """One image command of mflux in a fresh process: the picture, and what it took to make it."""
 
 import difflib
+import itertools
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -16,9 +18,10 @@ from typing import Any
 
 from mflux_teacache_plugin import choose, methods
 from mflux_teacache_plugin.errors import SettingsError, TeaCacheError, UnsupportedModelError
+from mflux_teacache_plugin.host import command as host_command
 
-#: Python with this package, in a process that no start-up file needs to have prepared. -P: nothing from the working folder.
-_PYTHON = (sys.executable, "-P", "-m")
+#: A process that no start-up file needs to have prepared. -P: nothing from the working folder.
+_CHILD = (sys.executable, "-P", "-m", f"{__package__}.child")
 
 #: How much of a failed command's stderr is quoted, in characters.
 _QUOTED = 2000
@@ -42,26 +45,28 @@ class Command:
         Raises:
             SettingsError: there is none, or no command of mflux has that name.
         """
-        words = list(words[1:] if words[:1] == ["--"] else words)
+        words = words[1:] if words[:1] == ["--"] else words
         if not words:
-            raise SettingsError(
-                "there is no image command", hint="give one behind --, such as `-- mflux-generate --prompt …`"
-            )
-        name = Path(words[0]).name
-        known = sorted(each.name for each in entry_points(group="console_scripts") if each.name.startswith("mflux-"))
-        if name not in known or name == "mflux-teacache":
-            close = difflib.get_close_matches(name, known, n=1)
-            mend = f"did you mean {close[0]}?" if close else "commands that make pictures begin with mflux-generate"
-            raise SettingsError(f"{words[0]} is not a command of mflux", hint=mend)
-        return cls(name, tuple(words[1:]))
+            hint = "give one behind --, such as `-- mflux-generate --prompt …`"
+            raise SettingsError("there is no image command", hint=hint)
+        found = host_command.find(words[0])
+        if found is None or found.name == "mflux-teacache":
+            known = {each.name for each in entry_points(group="console_scripts") if each.name.startswith("mflux-")}
+            close = difflib.get_close_matches(Path(words[0]).name, known - {"mflux-teacache"}, n=1)
+            hint = f"did you mean {close[0]}?" if close else "commands that make pictures begin with mflux-generate"
+            raise SettingsError(f"{words[0]} is not a command of mflux", hint=hint)
+        return cls(found.name, tuple(words[1:]))
 
     def with_options(self, **options: object) -> "Command":
         """With `--option value` for each that is not None, behind those that are there; the last one counts."""
+        there = dict(itertools.pairwise(self.options))
         given = [(f"--{name}", str(value)) for name, value in options.items() if value is not None]
-        return Command(self.name, (*self.options, *(word for pair in given for word in pair)))
+        new = [word for option, value in given if there.get(option) != value for word in (option, value)]
+        return Command(self.name, (*self.options, *new))
 
     def __str__(self) -> str:
-        return " ".join((self.name, *self.options))
+        """As one pastes it into a shell."""
+        return shlex.join((self.name, *self.options))
 
 
 @dataclass(frozen=True)
@@ -103,7 +108,7 @@ def setting(text: str) -> str:
 
 
 def check(command: Command, wanted: Sequence[str]) -> dict[str, Any]:
-    """What the command's own parser makes of it, as `probe.FACTS`; takes seconds, loads no weights.
+    """What the command's own parser makes of it, as `child.FACTS`; takes seconds, loads no weights.
 
     Args:
         wanted: the settings of `--teacache` that it is to run with.
@@ -112,7 +117,7 @@ def check(command: Command, wanted: Sequence[str]) -> dict[str, Any]:
         UnsupportedModelError: the command cannot run so; the cause is what it says itself.
     """
     further = [["--teacache", each] for each in (methods.OFF, *wanted)]
-    words = [*_PYTHON, f"{__package__}.probe", command.name, *command.options]
+    words = [*_CHILD, "check", command.name, *command.options]
     done = subprocess.run(words, input=json.dumps(further), capture_output=True, text=True, env=_environment())
     if done.returncode != 0:
         raise RunError(f"`{command}` failed before it began", cause=done.stderr.strip()[-_QUOTED:])
@@ -144,7 +149,7 @@ def picture(command: Command, wanted: str, file: Path) -> Run:
         made = Path(folder) / f"picture{file.suffix}"
         full = command.with_options(teacache=wanted, output=made)
         peaks = made.with_name("peaks.json")
-        words = [*_PYTHON, f"{__package__}.child", str(peaks), full.name, *full.options, "--metadata"]
+        words = [*_CHILD, "run", str(peaks), full.name, *full.options, "--metadata"]
         begun = time.perf_counter()
         done = subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, text=True, env=_environment())
         wall = time.perf_counter() - begun
@@ -159,17 +164,9 @@ def picture(command: Command, wanted: str, file: Path) -> Run:
     steps = int(recorded["steps"])
     strength = recorded.get("image_strength") or 0.0  # where the loop starts, as mflux has it
     total = steps - max(1, int(steps * min(strength, 1.0))) if strength > 0 else steps
-    return Run(
-        steps,
-        recorded.get("teacache_computed", total),
-        recorded.get("teacache_skipped", 0),
-        float(recorded["generation_time_seconds"]),
-        wall,
-        peak["memory"],
-        peak["mlx_memory"],
-        recorded.get("teacache_method"),
-        total,
-    )
+    computed, skipped = recorded.get("teacache_computed", total), recorded.get("teacache_skipped", 0)
+    seconds, method = float(recorded["generation_time_seconds"]), recorded.get("teacache_method")
+    return Run(steps, computed, skipped, seconds, wall, peak["memory"], peak["mlx_memory"], method, total)
 
 
 def _environment() -> dict[str, str]:

@@ -85,46 +85,39 @@ def one_round(case: Case, repetition: int, make: Maker) -> list[Shot]:
     return shots + [make(case, OFF, steps, repetition) for steps in sorted(fewer, reverse=True)]
 
 
-def similarities(shots: Sequence[Shot], cases: Sequence[Case], folder: Path) -> dict[str, Similarity]:
-    """Each picture, by its file's name, against the plain one of its case with all steps."""
-    return _against(shots, {case.name: case.name for case in cases}, cases, folder)
-
-
-def near_whole(shots: Sequence[Shot], cases: Sequence[Case], folder: Path) -> dict[str, Similarity]:
-    """Each picture of a quantized model against the plain one of the whole model, with all steps."""
-    return _against(shots, {case.name: case.whole for case in cases if case.whole}, cases, folder)
-
-
-def _against(
-    shots: Sequence[Shot], references: Mapping[str, str], cases: Sequence[Case], folder: Path
+def similarities(
+    shots: Sequence[Shot], cases: Sequence[Case], folder: Path, references: Mapping[str, str] | None = None
 ) -> dict[str, Similarity]:
-    """Each first picture against the plain one of the case that `references` names for its own."""
+    """Each first picture, by its file's name, against the plain one with all steps of its case.
+
+    Args:
+        references: case → the case whose plain picture counts instead; cases that are not named are left out.
+    """
+    of = {case.name: case.name for case in cases} if references is None else references
     first = [shot for shot in shots if shot.repetition == 0]
     steps = {case.name: case.steps for case in cases}
     plain = {shot.case: shot.file for shot in first if shot.setting == OFF and shot.steps == steps[shot.case]}
     return {
-        shot.file: metrics.similarity(folder / shot.file, folder / plain[references[shot.case]])
+        shot.file: metrics.similarity(folder / shot.file, folder / plain[of[shot.case]])
         for shot in first
-        if shot.case in references
+        if shot.case in of
     }
 
 
 @contextmanager
-def progress(most: int, show: bool = True) -> Iterator[tqdm]:
-    """A bar of at most so many pictures."""
+def progress(most: int, show: bool = True) -> Iterator[Callable[[Maker], Maker]]:
+    """A bar of at most so many pictures; gives what makes a maker tick it, with what is being made written behind it."""
     with tqdm(total=most, unit="picture", disable=not show) as bar:
-        yield bar
+
+        def counted(make: Maker) -> Maker:
+            def counting(case: Case, setting: str, steps: int, repetition: int) -> Shot:
+                bar.set_postfix_str(f"seed {case.seed}: " + (f"plain, {steps} steps" if setting == OFF else setting))
+                shot = make(case, setting, steps, repetition)
+                bar.update()
+                return shot
+
+            return counting
+
+        yield counted
         bar.total = bar.n
         bar.set_postfix_str("")
-
-
-def counted(make: Maker, bar: tqdm) -> Maker:
-    """`make`, with a tick of a tqdm bar for each shot, and what is being made written behind it."""
-
-    def counting(case: Case, setting: str, steps: int, repetition: int) -> Shot:
-        bar.set_postfix_str(f"seed {case.seed}: " + (f"plain, {steps} steps" if setting == OFF else setting))
-        shot = make(case, setting, steps, repetition)
-        bar.update()
-        return shot
-
-    return counting

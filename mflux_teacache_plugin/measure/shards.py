@@ -1,15 +1,9 @@
 """Work that is shared out over several processes or machines, through MLX's distributed engine.
 
-Under `mlx.launch -n 4 -- mflux-teacache …` every process runs the same verb. Each takes its share of the items, streams
-what it finds to its own disk, and rank 0 gathers, merges and writes. Started in any other way there is one rank with all
-the items, and MLX's engine is not touched.
-
-    for item in shards.mine(items):
-        rows.append(measure(item))                 # one row, any JSON value, for each of them
-    merged = shards.gather(rows)                   # rank 0: a row for each of `items`, in their order; others: None
-
-All ranks have to come to each `gather` and `gather_files`. A rank that fails ends its process with an error that bears
-its name (`label`); the launcher then stops the others.
+Under `mlx.launch -n 4 -- mflux-teacache …` every process runs the same verb. Each takes its share of the items (`mine`),
+streams what it finds to its own disk, and rank 0 gathers, merges and writes. Started in any other way there is one rank with
+all the items, and MLX's engine is not touched. All ranks have to come to each `gather` and `gather_files`. A rank that fails
+ends its process with an error that bears its name (`label`); the launcher then stops the others.
 """
 
 import json
@@ -51,10 +45,12 @@ def world() -> World:
     try:
         group = mx.distributed.init(strict=True)
     except RuntimeError as error:
-        raise ShardError(
+        what, hint = (
             "this process was launched as one of several, and cannot reach the others",
-            cause=str(error),
-            hint="see `mlx.launch --help`; without mlx.launch one process does all the work",
+            "see `mlx.launch --help`",
+        )
+        raise ShardError(
+            what, cause=str(error), hint=f"{hint}; without mlx.launch one process does all the work"
         ) from None
     return World(group.rank(), group.size())
 
@@ -89,18 +85,15 @@ def gather(rows: Sequence[Any]) -> list[Any] | None:
     Args:
         rows: any JSON values, one for each item of `mine(items)`, in that order.
     """
-    rank, size = world()
-    data = json.dumps(list(rows)).encode()  # one rank too: what comes back is the same whatever their number
-    shares = [json.loads(each) for each in (_all_gather(data) if size > 1 else [data])]
-    if rank != 0:
+    shares, size = _every(list(rows)), world().size
+    if not leads():
         return None
     return [shares[index % size][index // size] for index in range(sum(map(len, shares)))]
 
 
 def share(value: Any) -> Any:
-    """Rank 0's `value`, any JSON value, on every rank. All ranks have to come; what the others give is not looked at."""
-    data = json.dumps(value if leads() else None).encode()
-    return json.loads((_all_gather(data) if world().size > 1 else [data])[0])
+    """Rank 0's `value`, any JSON value, on every rank. All ranks have to come; what the others give does not count."""
+    return _every(value if leads() else None)[0]
 
 
 def wait() -> None:
@@ -119,16 +112,19 @@ def gather_files(files: Sequence[Path], folder: Path) -> None:
         return
     numbers = [int(data) for data in _all_gather(str(len(files)).encode())]
     for index in range(max(numbers)):
-        own = files[index] if index < len(files) else None
-        name = "" if own is None else own.relative_to(folder).as_posix()
-        contents = b"" if own is None else own.read_bytes()
-        names, data = _all_gather(name.encode()), _all_gather(contents)
-        if rank == 0:
-            for each, content in zip(names, data, strict=True):
-                target = folder / each.decode()
-                if each and not target.exists():
-                    target.parent.mkdir(parents=True, exist_ok=True)
-                    target.write_bytes(content)
+        own = [f.relative_to(folder).as_posix().encode() + b"\0" + f.read_bytes() for f in files[index : index + 1]]
+        for data in filter(None, _all_gather(b"".join(own))):
+            name, _, contents = data.partition(b"\0")
+            target = folder / name.decode()
+            if rank == 0 and not target.exists():
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_bytes(contents)
+
+
+def _every(value: Any) -> list[Any]:
+    """Every rank's value, as JSON makes it: the same whatever the number of ranks."""
+    data = json.dumps(value).encode()
+    return [json.loads(each) for each in (_all_gather(data) if world().size > 1 else [data])]
 
 
 def _all_gather(data: bytes) -> list[bytes]:
@@ -142,11 +138,8 @@ def _all_gather(data: bytes) -> list[bytes]:
         padded[: len(data)] = np.frombuffer(data, np.uint8)
         gathered = np.array(mx.distributed.all_gather(mx.array(padded)[None]))
     except RuntimeError as error:
-        raise ShardError(
-            "another rank of this run was lost",
-            cause=str(error),
-            hint="its own message says why; the same command again goes on with what was streamed",
-        ) from None
+        hint = "its own message says why; the same command again goes on with what was streamed"
+        raise ShardError("another rank of this run was lost", cause=str(error), hint=hint) from None
     return [row[:length].tobytes() for row, length in zip(gathered, lengths, strict=True)]
 
 

@@ -58,7 +58,7 @@ class DualCacheSettings:
         }
 
 
-#: Known by name: cheap and keen, dear and careful.
+#: Known by name: fast, and careful.
 PRESETS = {
     "aggressive": DualCacheSettings(F=1, rdt=0.2, continuous=10),
     "conservative": DualCacheSettings(F=4, rdt=0.05, continuous=3),

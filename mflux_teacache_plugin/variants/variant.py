@@ -1,19 +1,18 @@
 """One coefficient file → one `Variant`: the numbers a gate needs, and where they come from.
 
 A coefficient file is data: nothing in it is executed, and a bad one gets one error that names the file and, for every
-problem in it, the key and the mend. The dataclasses below are the schema: a field made by `key_field` is a key of the
+problem in it, the key and the fix. The dataclasses below are the schema: a field made by `key_field` is a key of the
 file, and one without a default is required. `docs/coefficient-files.md` explains the keys to users.
 """
 
 import dataclasses
 import hashlib
 import json
-import tomllib
 from pathlib import Path
 from typing import Any
 
 from mflux_teacache_plugin import checks
-from mflux_teacache_plugin.checks import Problems, as_table, check_table, key_field, show
+from mflux_teacache_plugin.checks import Problems, as_table, check_table, key_field, read_toml, show
 from mflux_teacache_plugin.errors import VariantFileError
 
 #: The name of a coefficient file that lies in its model's folder; there the id need not be the file's name.
@@ -151,17 +150,7 @@ def read_variant(path: Path) -> Variant:
     Raises:
         VariantFileError: the file cannot be read, is not TOML, or breaks the schema; one error names all its problems.
     """
-    try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise VariantFileError(
-            f"{path} cannot be read", cause=error.strerror or str(error), hint="check the path and its permissions"
-        ) from error
-    except (ValueError, RecursionError) as error:  # not UTF-8, bad syntax, integers too long, nesting too deep
-        raise VariantFileError(
-            f"{path} is not valid TOML", cause=str(error), hint="text needs quotes, lists brackets: https://toml.io"
-        ) from error
-
+    data = read_toml(path)
     problems = Problems()
     schema = data.pop("schema", None)
     if isinstance(schema, bool) or not isinstance(schema, int) or schema < 1:
