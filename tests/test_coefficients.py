@@ -224,32 +224,6 @@ def test_each_file_begins_with_what_it_is_and_how_to_copy_it(id: str) -> None:
 # ---- docs/coefficient-files.md cannot drift --------------------------------------------------------------------------
 
 
-LICENCES = tuple(f"| {licence} |" for licence in {variant.weights_licence for variant in SHIPPED.values()})
-
-
-def row(variant: Variant) -> str:
-    span = "–" if variant.range is None else f"{variant.range[0]:.3f} to {variant.range[1]:.3f}"
-    r2 = "–" if variant.provenance.r2 is None else f"{variant.provenance.r2:.3f}"
-    numbers = "fitted on it" if variant.provenance.fitted else "borrowed"
-    kind = ", distilled" if variant.distilled else ""
-    cells = (
-        f"`{variant.id}`",
-        f"{', '.join(variant.models)}{kind}",
-        variant.adapter,
-        "–" if variant.threshold is None else f"{variant.threshold:g}",
-        span,
-        f"{variant.guard.first}/{variant.guard.last}",
-        f"{numbers}, R² {r2}",
-        variant.weights_licence,
-    )
-    return f"| {' | '.join(cells)} |"
-
-
-def test_the_table_of_shipped_variants() -> None:
-    written = [line for line in DOCS.read_text(encoding="utf-8").splitlines() if line.endswith(LICENCES)]
-    assert written == [row(variant) for variant in SHIPPED.values()]
-
-
 def keys(cls: type, prefix: str = "") -> list[tuple[str, str]]:
     """Every key of a file as it is written in the table, with its default."""
     plain = {None: "none", (): "`[]`", False: "`false`", 1: "`1`"}
