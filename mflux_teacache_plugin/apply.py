@@ -3,14 +3,16 @@
 import weakref
 from argparse import ArgumentTypeError
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from types import TracebackType
 from typing import Any
 
-from mflux_teacache_plugin import choose, methods, summary
+from mflux_teacache_plugin import choose, methods, settings, summary
 from mflux_teacache_plugin.adapters.intercept import Interception, lists_of_blocks
 from mflux_teacache_plugin.caching.gate import Facts
-from mflux_teacache_plugin.caching.stats import Stats
+from mflux_teacache_plugin.caching.stats import Generation, Stats
 from mflux_teacache_plugin.caching.step_cache import Cache
 from mflux_teacache_plugin.caching.taps import Taps
 from mflux_teacache_plugin.choose import Choice
@@ -54,8 +56,12 @@ class Handle(Observer):
         self._arguments: Mapping[str, Any] = {}  # of the present call of generate_image
         self._interception: Interception | None = None
         self._cache: Cache | None = None
-        object.__setattr__(model, _MARK, self)
+        self._record: Generation | None = None  # of the present generation, once its loop has begun
+        self._refused = False  # the present generation is plain mflux from its beginning, and that was said
+        #: Of the generation that ended last; None where a fault was said instead.
+        self.finished: Generation | None = None
         self._stop_watching = watch(model, self)
+        object.__setattr__(model, _MARK, self)
 
     def restore(self) -> None:
         """Leave the model as it was. A second call does nothing."""
@@ -64,6 +70,10 @@ class Handle(Observer):
         model = self._model()
         if model is not None and handle_of(model) is self:
             vars(model).pop(_MARK)
+
+    def kept(self) -> list[Any]:
+        """The arrays that the cache holds now; none between generations."""
+        return [] if self._cache is None else self._cache.kept()
 
     def __repr__(self) -> str:
         """Such as `TeaCache 2x on flux2-klein-base-4b, 12 of 25 steps skipped`."""
@@ -78,12 +88,15 @@ class Handle(Observer):
 
     def generation_called(self, model: Any, arguments: Mapping[str, Any]) -> None:
         self._release()
+        self._record, self._refused, self.finished = None, False, None
         self._arguments = arguments
-        self._interception = Interception(model, self._adapter)
+        self._interception = self._intercept(model)
 
     def generation_begin(self, model: Any, seed: int, prompt: str, config: Any) -> None:
+        if self._refused:
+            return
         adapter = self._adapter
-        record = self.stats.begin(config.num_inference_steps - config.init_time_step)
+        record = self._record = self.stats.begin(config.num_inference_steps - config.init_time_step)
         choose.check_run(adapter, type(model), model.model_config, self._arguments)
         facts = facts_of(config, adapter.sigmas and adapter.sigmas(model, config, self._arguments))
         record.steps = facts.steps
@@ -92,7 +105,7 @@ class Handle(Observer):
             blocks = {name: len(blocks) for name, blocks in lists_of_blocks(model, adapter).items()}
             setup = replace(setup, blocks=blocks, stream=adapter.taps.stream or adapter.taps.signal_argument)
         self._cache = self.method.cache(setup)
-        self._interception = self._interception or Interception(model, adapter)
+        self._interception = self._interception or self._intercept(model)
         self._cache.attach(self._interception)
 
     def step_end(self, model: Any, t: int, time_steps: Any) -> None:
@@ -108,26 +121,43 @@ class Handle(Observer):
 
     def generation_end(self, model: Any, image: Any | None) -> None:
         self._release()
-        self._arguments = {}
-        if image is not None and self.stats.generations:
-            keys = summary.metadata(self.stats.last, self.method, self.variant, self.coefficients)
-            image.generation_parameters = {**image.generation_parameters, **keys}
+        record, refused = self._record, self._refused
+        self._arguments, self._record, self._refused = {}, None, False
+        if image is None:
+            return
+        keys: dict[str, Any] = {settings.METHOD_KEY: settings.OFF}  # a picture that was plain from its beginning
+        if record is not None and not refused:
+            if record.fault is not None:
+                summary.say(summary.summary(record, self.method, self.variant))
+            else:
+                self.finished = record
+            keys = summary.metadata(record, self.method, self.variant, self.coefficients)
+        image.generation_parameters = {**(image.generation_parameters or {}), **keys}
 
     def fault(self, model: Any, event: str, exception: Exception) -> None:
-        """From here on the model's own calls answer; the line after the picture says so."""
+        """From here on the model's own calls answer; one line says so, at once or after the picture."""
         self._release()
-        if not self.stats.generations:
+        words = _in_words(exception)
+        if self._record is not None and self._record.fault is None:
+            self._record.fault = words
+        if event in ("generation_called", "generation_begin") and not self._refused:
+            self._refused = True
+            summary.say(f"this picture is plain mflux: {words}")
+        elif self._record is None:
             faults.report("TeaCache stood aside", exception)
-        elif self.stats.last.fault is None:
-            self.stats.last.fault = _in_words(exception)
+
+    def _intercept(self, model: Any) -> Interception:
+        return Interception(model, self._adapter, partial(self.fault, model, "step"))
 
     def _release(self) -> None:
-        interception, self._interception = self._interception, None
+        """Leave the model's calls, and forget what was kept."""
+        if self._interception is not None:
+            self._interception.leave()
+            self._interception = None
         cache, self._cache = self._cache, None
-        if interception is not None:
-            interception.leave()
         if cache is not None:
-            cache.forget()
+            with suppress(Exception):  # it is dropped anyway
+                cache.forget()
 
 
 def _in_words(exception: Exception) -> str:
@@ -146,7 +176,8 @@ def facts_of(config: Any, sigmas: Sequence[float] | None = None) -> Facts:
     if sigmas is None:
         sigmas = config.scheduler.sigmas.tolist()[: config.num_inference_steps]  # one more than steps, the last 0
     sigmas = [float(sigma) for sigma in sigmas][config.init_time_step :]  # image-to-image starts later
-    return Facts(tuple(sigmas), (config.height // 16, config.width // 16))
+    grid = (config.height // 16, config.width // 16)
+    return Facts(tuple(sigmas), grid, config.init_time_step, getattr(config, "guidance", None))
 
 
 def apply_teacache(

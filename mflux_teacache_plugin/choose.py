@@ -1,7 +1,7 @@
 """What a model will run with: adapters, coefficient files and methods from every plugin, and the choice among them."""
 
 from argparse import ArgumentTypeError
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -9,6 +9,7 @@ from typing import Any
 
 from mflux_teacache_plugin import methods
 from mflux_teacache_plugin.adapters import BUILT_IN, REFUSED, Adapter, Registry
+from mflux_teacache_plugin.adapters.adapter import pipeline_name
 from mflux_teacache_plugin.errors import ConflictError, UnsupportedModelError, VariantFileError
 from mflux_teacache_plugin.host.manager import contributions
 from mflux_teacache_plugin.methods.method import Method, Parser
@@ -26,20 +27,27 @@ from mflux_teacache_plugin.variants import (
 
 def registry() -> Registry:
     """The built-in adapters and those that plugins contribute; the newest plugin's go before others."""
-    contributed = [adapter for adapters in reversed(contributions("mflux_adapters")) for adapter in adapters]
+    contributed = [adapter for adapters in reversed(contributions("mflux_adapters", _adapters)) for adapter in adapters]
     return Registry([*BUILT_IN, *contributed], REFUSED)
+
+
+def _adapters(contributed: Iterable[Any]) -> list[Adapter]:
+    found = list(contributed)
+    if wrong := [each for each in found if not isinstance(each, Adapter)]:
+        raise TypeError(f"{wrong[0]!r} is no Adapter")
+    return found
 
 
 def catalog(coefficients: Path | None = None, strict: bool = True) -> Catalog:
     """All coefficient files; `coefficients`, a file or folder, goes before all others."""
-    contributed = [variant for variants in contributions("mflux_variants") for variant in variants]
+    contributed = [variant for variants in contributions("mflux_variants", list) for variant in variants]
     return load_catalog(coefficients, contributed, strict=strict)
 
 
 def parsers() -> Mapping[str, Parser]:
     """What makes a method of the text behind `NAME:`, from every plugin; the newest goes before others."""
     known: dict[str, Parser] = dict(methods.BUILT_IN)
-    for contributed in reversed(contributions("mflux_methods")):
+    for contributed in reversed(contributions("mflux_methods", dict)):
         known.update(contributed)
     return known
 
@@ -169,7 +177,7 @@ def check_run(adapter: Adapter, pipeline: type, model_config: Any | None, option
         raise ConflictError("mflux's own step cache is asked for too", hint="use either --teacache or mflux's option")
 
 
-def active_steps(adapter: Adapter, args: Any | None) -> int | None:
+def active_steps(adapter: Adapter, pipeline: type, args: Any | None) -> int | None:
     """How many steps of a command call the model, from its options; None if that is not known yet.
 
     Image to image leaves out the first ones, as mflux's Config has it.
@@ -178,7 +186,7 @@ def active_steps(adapter: Adapter, args: Any | None) -> int | None:
     strength = getattr(args, "image_strength", None) if getattr(args, "image_path", None) else None
     if (edited := getattr(args, "strength", None)) is not None:  # Qwen-Image-2.1's edit: how much is made anew
         strength = 1 - edited
-    if steps is None or strength is None or strength <= 0:
+    if steps is None or strength is None or strength <= 0 or pipeline_name(pipeline) in adapter.takes_all_steps:
         return steps
     return steps - max(1, int(steps * min(1.0, strength)))
 
@@ -208,7 +216,7 @@ def recommended(variant: Variant | None, tapped: bool = True) -> Method:
     try:
         found = parse(word)
         if not isinstance(found, str):
-            return found
+            return found.unasked(variant)
         problem = f"'{found}' is no method"
     except ArgumentTypeError as error:
         problem = str(error)

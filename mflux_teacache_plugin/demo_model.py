@@ -119,7 +119,7 @@ def prepare(model_config: Any) -> None:
 
     def init(model: Any, *, model_path: str | None = None, **kwargs: Any) -> None:
         Flux2Initializer.init = stock
-        with _float32(), _vae_sizes(_sizes(path)["vae"]):
+        with float32(), _vae_sizes(_sizes(path)["vae"]):
             stock.__func__(model, model_path=model_path or str(path), **kwargs)
         _limit_text(model.tokenizers["qwen3"], _sizes(path)["text_tokens"])
         stand_before(model, "generate_image", _in_float32)
@@ -130,12 +130,13 @@ def prepare(model_config: Any) -> None:
 
 def _in_float32(generate: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """As fast as bfloat16 on a CPU, and ten times faster with a good BLAS."""
-    with _float32():
+    with float32():
         return generate(*args, **kwargs)
 
 
 @contextmanager
-def _float32() -> Iterator[None]:
+def float32() -> Iterator[None]:
+    """mflux computes in float32 within the block."""
     import mlx.core as mx
     from mflux.models.common.config.model_config import ModelConfig
 

@@ -1,7 +1,6 @@
 """TeaCache as a plugin of the host: what the entry point `mflux` -> `teacache` names."""
 
 import os
-import sys
 import traceback
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Iterable, Mapping, MutableMapping
@@ -50,7 +49,7 @@ class Request:
             id=wanted.variant,
             options=options,
         )
-        choice.method.check_steps(choose.active_steps(choice.adapter, args))
+        choice.method.check_steps(choose.active_steps(choice.adapter, pipeline, args))
         return choice
 
 
@@ -155,8 +154,9 @@ def mflux_model_loading(pipeline: type, model_config: Any | None, source: str | 
     request: Request | None = getattr(args, "teacache_request", None)
     if request is None or model_config is None or args is None:
         return
-    if _choose(request, pipeline, model_config, source, args) is None:
-        args.teacache_request = None
+    args.teacache_request = None  # nor is it asked again if something fails here
+    if _choose(request, pipeline, model_config, source, args) is not None:
+        args.teacache_request = request
 
 
 @hookimpl(optionalhook=True)
@@ -182,8 +182,8 @@ def mflux_generation_end(model: Any, image: Any | None) -> None:
     if handle is None:  # for -C: this picture stays plain, whatever the environment asks for then
         keys = {settings.METHOD_KEY: settings.OFF}
         image.generation_parameters = {**(image.generation_parameters or {}), **keys}
-    else:
-        _say(summary.summary(handle.stats.last, handle.method, handle.variant))
+    elif handle.finished is not None:
+        _say(summary.summary(handle.finished, handle.method, handle.variant))
 
 
 @cache
@@ -226,7 +226,7 @@ def _check_command(args: Namespace, command: str, pipelines: list[type], wanted:
         for adapter in choose.serving_adapters(pipeline).values():
             choose.check_run(adapter, pipeline, None, vars(args))
             if wanted.method is not None:
-                wanted.method.check_steps(choose.active_steps(adapter, args))
+                wanted.method.check_steps(choose.active_steps(adapter, pipeline, args))
 
 
 def _why_not(pipelines: list[type]) -> str | None:
@@ -265,5 +265,4 @@ def _say_switched_off(error: TeaCacheError) -> None:
     _say(f"switched off for this run: {error.error}{cause}")
 
 
-def _say(text: str) -> None:
-    print(f"TeaCache: {text}", file=sys.stderr)
+_say = summary.say

@@ -1,5 +1,6 @@
 """What the user reads after each image, and what the image's metadata records."""
 
+import sys
 from typing import Any
 
 from mflux_teacache_plugin import settings
@@ -10,7 +11,7 @@ from mflux_teacache_plugin.variants import Variant
 
 def summary(generation: Generation, method: Method, variant: Variant | None) -> str:
     """One line, `skipped 6 of 25 steps (threshold 0.2, flux1-dev)`; more where nothing was skipped."""
-    named = f"{method.label}, {variant.id}" if variant is not None else method.label
+    named = ", ".join(filter(None, (method.label, "" if variant is None else variant.id, generation.note)))
     skipped = generation.skipped
     count = str(skipped) if isinstance(skipped, int) else f"{skipped:.1f}"
     line = f"skipped {count} of {generation.steps} steps ({named})"
@@ -20,6 +21,11 @@ def summary(generation: Generation, method: Method, variant: Variant | None) -> 
         return f"{line}: {method.why_nothing(generation, variant)}"
     details = method.details(generation)
     return f"{line}; {details}" if details else line
+
+
+def say(text: str) -> None:
+    """One line on stderr."""
+    print(f"TeaCache: {text}", file=sys.stderr)
 
 
 def metadata(

@@ -33,7 +33,7 @@ _PATCHED = (
 
 
 #: Need mflux in its own sizes, which the tiny models change for the rest of the session.
-FIRST = ("test_demo_model.py", "test_cache_dit.py")
+FIRST = ("test_demo_model.py", "test_cache_dit.py", "test_real_size.py")
 
 #: One after the other in one process, for they share what is dear to make. This group also gets what goes FIRST, all
 #: that is marked `compiles`, and what is in it by name: a kernel takes g++ most of a second, and each process has its own.

@@ -2,6 +2,7 @@
 
 import functools
 import importlib
+import inspect
 import json
 import sys
 from importlib.metadata import distribution
@@ -138,6 +139,71 @@ def test_where_the_environment_asks_it_is_one_warning(run, monkeypatch, capsys):
         run("mflux-generate-krea2", "--scheduler", "er_sde")
     said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("TeaCache: ")]
     assert len(said) == 1 and "switched off for this run" in said[0] and "er_sde" in said[0]
+
+
+#: What leaves two of ten steps, or three, in the commands that have such an option and pass it on.
+SHORTENED = {
+    **dict.fromkeys(
+        [
+            "mflux-generate",
+            "mflux-generate-ernie-image",
+            "mflux-generate-ernie-image-turbo",
+            "mflux-generate-fibo",
+            "mflux-generate-flux2",
+            "mflux-generate-krea2",
+            "mflux-generate-qwen",
+            "mflux-generate-qwen-2.1",
+            "mflux-generate-z-image",
+            "mflux-generate-z-image-turbo",
+        ],
+        "--image-path PHOTO --image-strength 0.8",
+    ),
+    "mflux-generate-qwen-2.1-edit": "--strength 0.2",
+}
+
+
+@pytest.mark.parametrize("command", [each for each in IMAGE_COMMANDS if each not in REFUSED])
+def test_steps_that_image_strength_leaves_out_are_known_before_weights_are_loaded(command, run, tiny):
+    """Where it counts, and where it does not: Kontext has the option, and takes all steps."""
+    module = importlib.import_module(SCRIPTS[command].module)
+    passes_on = "image_strength=args.image_strength" in inspect.getsource(module)
+    if "--image-strength" not in SHORTENED.get(command, "--image-strength"):
+        passes_on = True
+    assert passes_on is (command in SHORTENED), "the list is what mflux's commands do"
+    options = SHORTENED.get(command, "--image-path PHOTO --image-strength 0.8" if command in HAVE_IT else "")
+    argv = ["--teacache", "2x", "--steps", "10", *options.replace("PHOTO", str(tiny.pictures.photo)).split()]
+    if command == "mflux-generate-ideogram4":
+        argv = argv[:2]
+    if command in SHORTENED:
+        message = run(command, *argv)
+        assert message.startswith("error: 2 steps at 2x cannot be met\n") or message.startswith("error: 3 steps at 2x")
+    else:
+        with pytest.raises(Loads):
+            run(command, *argv)
+
+
+#: Has --image-strength, and does not pass it on.
+HAVE_IT = ("mflux-generate-kontext",)
+
+
+def test_the_newer_way_to_give_picture_and_strength(run, tiny):
+    message = run("mflux-generate", "--teacache", "2x", "--steps", "10", "--image", str(tiny.pictures.photo), "0.8")
+    assert message.startswith("error: 2 steps at 2x cannot be met")
+    with pytest.raises(Loads):  # a strength without a picture, or of 0, leaves nothing out
+        run("mflux-generate", "--teacache", "2x", "--steps", "10", "--image-strength", "0.8")
+    with pytest.raises(Loads):
+        run("mflux-generate", "--teacache", "2x", "--steps", "10", "--image", str(tiny.pictures.photo), "0")
+
+
+@pytest.mark.parametrize("options", ["--steps 4", "--steps 10 --image-path PHOTO --image-strength 0.8"])
+def test_a_plain_teacache_on_few_steps_is_plain_mflux_with_a_line(options, run, tiny, capsys):
+    """It asks for what is recommended, and for few steps that is nothing. A speed-up that was asked for stays refused."""
+    argv = options.replace("PHOTO", str(tiny.pictures.photo)).split()
+    with pytest.raises(Loads):
+        run("mflux-generate-z-image", *argv, "--teacache")
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("TeaCache: ")]
+    assert len(said) == 1 and said[0].startswith("TeaCache: nothing to skip, this run is plain mflux: ")
+    assert "cannot be met" in run("mflux-generate-z-image", *argv, "--teacache", "2X")
 
 
 @pytest.mark.usefixtures("eager")

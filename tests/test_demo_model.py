@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -147,3 +148,23 @@ def test_its_coefficients_are_a_fit_of_its_own():
         for purpose in ("demo", "benchmark", "calibration")
     }
     assert not prompts["calibration"] & (prompts["demo"] | prompts["benchmark"])
+
+
+def test_preparing_the_demo_model_twice_is_the_same_as_once(tmp_path):
+    """As a script does that builds it with `demo_model.load()` while the environment variable is set."""
+    from mflux.models.flux2.flux2_initializer import Flux2Initializer
+
+    stock = Flux2Initializer.__dict__["init"]
+    config = SimpleNamespace(demo_model=tmp_path)  # in which there is no model
+    try:
+        demo_model.prepare(config)
+        once = Flux2Initializer.__dict__["init"]
+        demo_model.prepare(config)
+        assert once is not stock and Flux2Initializer.__dict__["init"] is once
+        with pytest.raises(FileNotFoundError):
+            Flux2Initializer.init(None)
+        assert Flux2Initializer.__dict__["init"] is stock, "whatever comes of it"
+        demo_model.prepare(SimpleNamespace())
+        assert Flux2Initializer.__dict__["init"] is stock, "every other model is mflux's"
+    finally:
+        Flux2Initializer.init = stock

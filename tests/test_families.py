@@ -317,6 +317,19 @@ def test_methods_that_look_inside_are_refused_where_nobody_has_said_where(method
     assert "1.5x" in refused.value.hint
 
 
+@pytest.mark.parametrize("case", FAMILIES, ids=str)
+def test_easycache_works_in_every_family(case, photo):
+    with case.model() as model:
+        before = state(model)
+        _, plain = case.generate(model, photo)
+        for method, skips in ((f"easycache:{NEVER:.9f}", False), ("easycache:2,ret_steps=2", True)):
+            with apply_teacache(model, method) as handle:
+                _, latents = case.generate(model, photo)
+            assert handle.stats.last.fault is None
+            assert bool(handle.stats.skipped) == skips and np.array_equal(plain, latents) == (not skips)
+            assert mx.isfinite(latents).all() and state(model) == before
+
+
 TAPPED = [case for case in FAMILIES if registry().adapters[case.adapter].taps is not None]
 
 

@@ -71,6 +71,54 @@ def test_it_is_never_carried_further_than_its_points_lie_apart(order):
     assert mx.array_equal(forecast.at(0.69), line(0.8)), "and not a step further: the last value stands"
 
 
+# ---- whether it pointed the right way
+
+
+def turning(sigma):
+    """A line down to the third step, and back from there."""
+    return line(sigma if sigma >= THIRD else 2 * THIRD - sigma)
+
+
+@pytest.mark.parametrize("order", [1, 2])
+def test_where_it_pointed_away_from_what_came_the_last_value_stands(order):
+    forecast = learned(order, turning, FIRST, SECOND, THIRD, NEXT)
+    assert mx.array_equal(forecast.at(0.2), turning(NEXT))
+    forecast.learn(0.1, turning(0.1))
+    assert not mx.array_equal(forecast.at(0.0), turning(0.1)), "and is followed again after it pointed the right way"
+
+
+def test_where_it_pointed_the_right_way_it_is_followed_however_far_off():
+    forecast = learned(1, line, FIRST, SECOND)
+    for share in (0.01, 50.0):
+        followed = learned(1, line, FIRST, SECOND)
+        came = line(SECOND) + share * (line(THIRD) - line(SECOND))
+        followed.learn(THIRD, came)
+        assert near(followed.at(0.4), came + (came - line(SECOND)) / 2)
+    forecast.learn(THIRD, line(SECOND))
+    assert mx.array_equal(forecast.at(0.4), line(SECOND)), "nothing came: nothing says that it was right"
+
+
+def test_before_it_could_be_wrong_it_is_the_plain_line():
+    assert near(learned(1, turning, THIRD, NEXT).at(0.2), turning(0.2)), "two values: nothing was forecast yet"
+
+
+def test_it_waits_for_nothing():
+    """A value that cannot be made: whoever waits for it gets its error."""
+    made = []
+
+    def failing():
+        made.append(None)
+        return mx.linalg.inv(mx.zeros((3, 3)), stream=mx.cpu)[0]
+
+    forecast = Forecast(1)
+    for sigma in (FIRST, SECOND, THIRD):
+        forecast.learn(sigma, failing())
+    expected = forecast.at(NEXT)
+    assert len(made) == 3
+    with pytest.raises(RuntimeError, match="LU factorization failed"):
+        mx.eval(expected)
+
+
 @pytest.mark.parametrize("order", ORDERS.values())
 def test_another_shape_starts_anew(order):
     forecast = learned(order, line, FIRST, SECOND)
@@ -99,3 +147,27 @@ def test_nothing_is_known_before_the_first_value():
     assert Forecast(1).shape is None and Forecast(1).kept == []
     with pytest.raises(IndexError):
         Forecast(1).at(0.5)
+
+
+@pytest.mark.parametrize("order", [1, 2])
+@pytest.mark.parametrize("sigmas", [(0.9, 0.9), (0.9, 0.9, 0.9), (0.9, 0.8, 0.8), (0.9, 0.9, 0.8), (0.8, 0.9, 0.8)])
+def test_points_of_one_sigma_tell_no_direction(order, sigmas):
+    """A constant is forecast as what it is, and a line between two points of one σ has no slope."""
+    forecast = learned(order, lambda sigma: mx.ones(3), *sigmas)
+    for sigma in (0.9, 0.85, 0.75, 0.7):
+        assert near(forecast.at(sigma), mx.ones(3)), sigma
+    kept = sigmas[-order - 1 :]
+    if len(set(kept)) < len(kept):
+        last = mx.array([1.0, 2.0, 3.0])
+        forecast.learn(sigmas[-1], last)
+        assert mx.array_equal(forecast.at(0.6), last)
+
+
+def test_two_points_of_a_parabola_are_a_line():
+    assert near(learned(2, parabola, FIRST, SECOND).at(THIRD), 2 * parabola(SECOND) - parabola(FIRST))
+
+
+def test_it_is_carried_back_as_well_as_on():
+    forecast = learned(1, line, 0.5, 0.7)
+    assert near(forecast.at(0.9), line(0.9))
+    assert mx.array_equal(forecast.at(0.95), line(0.7))

@@ -10,13 +10,17 @@ from hypothesis import strategies as st
 from mflux_teacache_plugin import methods
 from mflux_teacache_plugin.caching.forecast import ORDERS
 from mflux_teacache_plugin.caching.gate import Facts
+from mflux_teacache_plugin.caching.stats import Generation
 from mflux_teacache_plugin.errors import SettingsError
-from mflux_teacache_plugin.methods import parse
+from mflux_teacache_plugin.methods import parse, published
 from mflux_teacache_plugin.methods.dualcache import PRESETS, DualCache, DualCacheSettings
-from mflux_teacache_plugin.methods.method import Method
+from mflux_teacache_plugin.methods.easycache import EasyCache
+from mflux_teacache_plugin.methods.method import Method, Setup
 from mflux_teacache_plugin.methods.seacache import SeaCache
 from mflux_teacache_plugin.methods.speedup import Speedup
+from mflux_teacache_plugin.methods.steps import Steps
 from mflux_teacache_plugin.methods.teacache import TeaCache
+from mflux_teacache_plugin.variants import Profile, StepList
 
 THRESHOLDS = st.floats(0, 2, exclude_min=True)
 FORECASTS = st.sampled_from(list(ORDERS))
@@ -33,10 +37,13 @@ SETTINGS = st.sampled_from(list(PRESETS.values())) | st.builds(
     accumulated=st.floats(0, allow_infinity=False),
     separate=st.booleans(),
 )
+LISTS = st.sets(st.integers(0, 9999), max_size=30).map(lambda steps: tuple(sorted(steps | {0})))
 METHODS = st.one_of(
     st.builds(TeaCache, THRESHOLDS, forecast=FORECASTS),
     st.builds(SeaCache, THRESHOLDS, forecast=FORECASTS),
     st.builds(Speedup, st.floats(1, 10, exclude_min=True), forecast=FORECASTS),
+    st.builds(EasyCache, THRESHOLDS, st.integers(2, 99), forecast=FORECASTS),
+    st.builds(Steps, LISTS, forecast=FORECASTS),
     st.builds(DualCache, SETTINGS, st.none(), forecast=FORECASTS),
     st.builds(
         lambda name, forecast: DualCache(PRESETS[name], name, forecast=forecast),
@@ -44,8 +51,29 @@ METHODS = st.one_of(
         FORECASTS,
     ),
 )
+#: Of a run of 50 steps.
+WRITTEN = (StepList(steps=50, computed=(0, 1, 2, 20, 49)),)
 #: Texts that are nearly methods.
-PIECES = ["0.2", "1.5x", "x", "auto", "off", "dualcache", "seacache", ":", "=", ",", "+", "F", "rdt", "reuse", "linear"]
+PIECES = [
+    "0.2",
+    "1.5x",
+    "x",
+    "auto",
+    "off",
+    "dualcache",
+    "seacache",
+    "steps:0-",
+    "easycache:",
+    "ret_steps=",
+    ":",
+    "=",
+    ",",
+    "+",
+    "F",
+    "rdt",
+    "reuse",
+    "linear",
+]
 NEARLY = st.lists(st.sampled_from([*PIECES, "aggressive", "separate", "true", "1e", "-", "nan", "inf", "1"])).map(
     "".join
 )
@@ -106,6 +134,14 @@ def test_a_methods_text_parses_back_to_it(method: Method) -> None:
             DualCache(DualCacheSettings(F=1, rdt=0.2, continuous=10), "aggressive"),
             "dualcache:aggressive",
         ),
+        ("steps:0-2,3, 5-6", Steps((0, 1, 2, 3, 5, 6)), "steps:0-3,5-6"),
+        ("easycache:0.2", EasyCache(0.2), "easycache:0.2"),
+        (
+            "EasyCache:0.1, RET_STEPS=10+linear",
+            EasyCache(0.1, 10, forecast="linear"),
+            "easycache:0.1,ret_steps=10+linear",
+        ),
+        ("STEPS:0+reuse", Steps((0,), forecast="reuse"), "steps:0+reuse"),
         ("dualcache:F=8", DualCache(DualCacheSettings()), "dualcache:F=8,B=0,rdt=0.08"),
         (
             "dualcache: rdt=0.12, F=2+linear",
@@ -159,7 +195,13 @@ def test_every_setting_has_both_names() -> None:
         ("900x", "at most 10x"),
         ("nanx", "not a speed-up"),
         ("x", "neither a number nor a speed-up"),
-        ("teecache:0.2", "'teecache' is no method; there are dualcache, seacache, speedup, teacache"),
+        ("teecache:0.2", "'teecache' is no method; there are dualcache, easycache, seacache, speedup, steps, teacache"),
+        ("easycache:", "neither a number"),
+        ("easycache:0.2,first=3", "'first=3' is none of ret_steps="),
+        ("easycache:0.2,ret_steps=1", "ret_steps=1 is not a whole number from 2 on"),
+        ("steps:", "'' is no list of rising steps, such as 0-9,12"),
+        ("steps:3,2", "no list of rising steps"),
+        ("steps:1-9", "leaves out step 0"),
         ("seacache:0", "use 'off'"),
         ("seacache:3", "at most 2; try 0.3"),
         ("dualcache:", "is neither a preset (aggressive, conservative) nor"),
@@ -194,7 +236,7 @@ def test_what_is_refused_and_what_would_do(text: str, words: str) -> None:
 def test_a_plugins_method_is_known_by_its_name_and_takes_a_forecast() -> None:
     known = {**methods.BUILT_IN, "mine": lambda setting: TeaCache(float(setting))}
     assert parse("mine:0.4+linear", known) == TeaCache(0.4, forecast="linear")
-    with pytest.raises(ArgumentTypeError, match="there are dualcache, mine, seacache"):
+    with pytest.raises(ArgumentTypeError, match="there are dualcache, easycache, mine, seacache"):
         parse("ours:0.4", known)
 
 
@@ -228,27 +270,63 @@ def test_steps_that_are_not_known_yet_are_no_reason_to_refuse() -> None:
     Speedup(1.5).check_steps(None)
 
 
-def test_a_published_list_counts_and_then_the_profile() -> None:
+def test_a_list_of_steps_must_fit_the_run_and_is_what_is_computed() -> None:
+    method = parse("steps:0-2,5,9")
+    method.check_steps(None)
+    with pytest.raises(SettingsError, match="does not fit a run of 9 steps") as error:
+        method.check_steps(9)
+    assert "steps count from 0" in str(error.value.cause) and "take 10 --steps" in str(error.value.hint)
+    setup = Setup(Facts(tuple(1 - step / 12 for step in range(12))), Generation(12))
+    gate = method.gate(setup)
+    assert [step for step in range(12) if not gate(step, lambda: 1.0).skip] == [0, 1, 2, 5, 9]
+
+
+def test_published_lists_count_and_then_the_profile_and_then_what_all_lists_share() -> None:
     facts = Facts((1.0, 0.8, 0.6, 0.4, 0.2, 0.1))
-    profile = SimpleNamespace(sigma=(1.0, 0.85, 0.0), change=(0.0, 1.0, 1.1))
-    published = SimpleNamespace(steps=6, computed=(0, 4, 5))
-    variant = SimpleNamespace(id="x", step_lists=(published,), profile=profile)
-    assert Speedup(2.0, forecast="reuse").schedule(variant, facts) == (0, 4, 5)
-    variant.step_lists = (SimpleNamespace(steps=7, computed=(0, 4, 6)),)  # of another run
-    assert Speedup(2.0, forecast="reuse").schedule(variant, facts) == (0, 1, 5), "nearly all changes in the first step"
-    variant.step_lists, variant.profile = (SimpleNamespace(steps=6, computed=(0, 5)),), None
-    assert Speedup(2.0, forecast="reuse").schedule(variant, facts) == (0, 2, 5), (
-        "filled up in the middle of the widest gap"
-    )
+    profile = Profile(sigma=(1.0, 0.85, 0.0), change=(0.0, 1.0, 1.1))
+    method = Speedup(2.0, forecast="reuse")
+    listed = (StepList(steps=6, computed=(0, 4, 5)),)
+    assert method.schedule(SimpleNamespace(step_lists=listed, profile=profile), facts) == (0, 4, 5)
+    of_another_run = (StepList(steps=11, computed=(0, 8, 10)),)
+    assert method.schedule(SimpleNamespace(step_lists=of_another_run, profile=profile), facts) == (0, 4, 5)
+    recorded = SimpleNamespace(step_lists=(), profile=profile)
+    assert method.schedule(recorded, facts) == (0, 1, 5), "nearly all changes in the first step"
+    ends_early = SimpleNamespace(step_lists=(), profile=Profile(sigma=(1.0, 0.7, 0.5), change=(0.0, 1.0, 2.0)))
+    for nothing in (None, SimpleNamespace(step_lists=(), profile=None), ends_early):
+        assert method.schedule(nothing, facts) == published.schedule((), facts, 3)
 
 
-def test_a_profile_that_ends_before_the_run_is_an_error_with_both_spans() -> None:
-    variant = SimpleNamespace(
-        id="x", step_lists=(), profile=SimpleNamespace(sigma=(1.0, 0.7, 0.5), change=(0.0, 1.0, 2.0))
-    )
-    with pytest.raises(SettingsError) as error:
-        Speedup(2.0).schedule(variant, Facts((1.0, 0.8, 0.6, 0.4, 0.2, 0.1)))
-    assert "from 1 to 0.1" in str(error.value) and "from 1 to 0.5" in str(error.value)
+def test_a_run_outside_of_what_was_recorded_is_noted() -> None:
+    sigmas = tuple(1 - step / 10 for step in range(10))
+    profile = Profile(sigma=sigmas, change=tuple(range(10)), guidance=4.0)
+    for step_lists, note in (((), "outside what was recorded: guidance 10, not 4"), (WRITTEN, "")):
+        setup = Setup(
+            Facts(sigmas, guidance=10.0), Generation(10), SimpleNamespace(step_lists=step_lists, profile=profile)
+        )
+        Speedup(2.0).gate(setup)
+        assert setup.record.note == note
+
+
+@pytest.mark.parametrize(
+    ("variant", "steps", "runs"),
+    [
+        (None, 14, False),
+        (None, 15, True),
+        (SimpleNamespace(step_lists=(StepList(steps=8, computed=(0, 2, 7)),), profile=None), 7, False),
+        (SimpleNamespace(step_lists=(StepList(steps=8, computed=(0, 2, 7)),), profile=None), 8, True),
+        (SimpleNamespace(step_lists=(), profile=Profile(sigma=(1.0, 0.9, 0.5), change=(0, 1, 2))), 6, True),
+        (SimpleNamespace(step_lists=WRITTEN, profile=None), 14, False),
+    ],
+)
+def test_unasked_nothing_is_skipped_of_few_steps_unless_a_run_as_short_was_recorded(variant, steps, runs) -> None:
+    method = Speedup(1.5).unasked(variant)
+    assert method == Speedup(1.5) and str(method) == "1.5x"
+    Speedup(1.5).check_steps(steps)
+    if runs:
+        method.check_steps(steps)
+    else:
+        with pytest.raises(SettingsError, match=f"{steps} steps are few, and nobody has shown"):
+            method.check_steps(steps)
 
 
 def test_dualcache_takes_no_more_blocks_than_there_are_but_a_preset_gives_way() -> None:

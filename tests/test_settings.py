@@ -139,6 +139,14 @@ def test_a_file_of_a_plain_run_asks_for_nothing(tmp_path: Path) -> None:
     assert resolve(config_from_metadata=sidecar(tmp_path, steps=4)) is None
 
 
+def test_a_picture_that_was_plain_is_made_again_plain_whatever_the_environment_asks_for(tmp_path: Path) -> None:
+    file = sidecar(tmp_path, steps=4, teacache_method="off")
+    assert resolve("2x", config_from_metadata=file) is None
+    found = resolve("2x", teacache=methods.parse("0.2"), config_from_metadata=file)
+    assert found is not None and found.origin == "--teacache", "an option still goes before the file"
+    assert resolve("2x", config_from_metadata=sidecar(tmp_path, steps=4)) is not None, "a file that does not say"
+
+
 def _names_a_method(text: str) -> bool:
     try:
         methods.parse(text)

@@ -2,13 +2,24 @@
 
 import itertools
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mflux_teacache_plugin.methods.speedup import ScheduleGate, budget, covers, expected_changes, fill, spread
+from mflux_teacache_plugin.caching.gate import Facts
+from mflux_teacache_plugin.methods.speedup import (
+    ScheduleGate,
+    Speedup,
+    budget,
+    covers,
+    expected_changes,
+    outside,
+    spread,
+)
+from mflux_teacache_plugin.variants import Profile
 
 CHANGES = st.lists(st.integers(0, 300).map(lambda hundredths: hundredths / 100), min_size=1, max_size=8)
 
@@ -122,19 +133,35 @@ def test_the_shipped_profiles_cover_the_usual_runs():
     assert covers(knots, sigmas)
 
 
-@given(st.sets(st.integers(1, 28), max_size=10), st.data())
-def test_a_published_list_is_filled_up_and_keeps_its_steps(some, data):
-    published = (0, *sorted(some), 29)
-    count = data.draw(st.integers(len(published), 30))
-    filled = fill(published, count)
-    assert len(filled) == count and set(published) <= set(filled) and list(filled) == sorted(set(filled))
+# what a profile did not record
+
+
+def falling(shift, steps):
+    """σ of so many steps, shifted towards noise."""
+    return tuple(shift / (shift + steps / (steps - step) - 1) for step in range(steps))
+
+
+def profile_of(shift, steps, guidance=None):
+    return Profile(sigma=falling(shift, steps), change=tuple(float(step) for step in range(steps)), guidance=guidance)
 
 
 @pytest.mark.parametrize(
-    ("published", "filled"), [((0, 1, 9), (0, 1, 5, 9)), ((0, 4, 9), (0, 4, 6, 9)), ((0, 8), (0, 2, 4, 8))]
+    ("facts", "note"),
+    [
+        (Facts(falling(3, 50), guidance=4.0), ""),
+        (Facts(falling(3, 25), guidance=5.0), ""),  # half of the steps on the same grid
+        (Facts(falling(3, 50)[20:], first=20), ""),  # image to image
+        (Facts(falling(1, 25)), "outside what was recorded: other sigmas"),
+        (Facts(falling(3, 25), guidance=10.0), "outside what was recorded: guidance 10, not 4"),
+        (Facts(falling(1, 25), guidance=1.0), "outside what was recorded: other sigmas, guidance 1, not 4"),
+    ],
 )
-def test_it_is_filled_up_where_its_gaps_are_widest(published, filled):
-    assert fill(published, 4) == filled
+def test_a_run_that_a_profile_did_not_record_is_noted(facts, note):
+    assert outside(profile_of(3, 50, guidance=4.0), facts) == note
+
+
+def test_without_a_recorded_guidance_none_is_noted():
+    assert outside(profile_of(3, 50), Facts(falling(3, 50), guidance=10.0)) == ""
 
 
 def test_the_gate_skips_all_steps_but_these_and_reads_nothing():
@@ -142,3 +169,27 @@ def test_the_gate_skips_all_steps_but_these_and_reads_nothing():
     verdicts = [gate(step, None) for step in range(5)]
     assert [verdict.skip for verdict in verdicts] == [False, True, True, False, False]
     assert {verdict.reason for verdict in verdicts} == {"in the schedule", "not in the schedule"}
+
+
+@pytest.mark.parametrize(
+    ("forecast", "steps", "lead"),
+    [
+        ("reuse", 50, 1),
+        ("linear", 50, 3),
+        ("quadratic", 50, 4),
+        ("linear", 24, 3),
+        ("linear", 20, 2),
+        ("quadratic", 26, 3),
+    ],
+)
+def test_the_points_of_a_forecast_are_computed_first_and_one_more(forecast, steps, lead):
+    facts = Facts(tuple(1 - step / steps for step in range(steps)))
+    evenly = SimpleNamespace(step_lists=(), profile=Profile(sigma=(1.0, 0.0), change=(0.0, 1.0)))
+    computed = Speedup(2.0, forecast=forecast).schedule(evenly, facts)
+    first_skipped = next(step for step in range(steps) if step not in computed)
+    assert first_skipped == lead and len(computed) == steps // 2
+
+
+def test_a_lead_is_computed_and_the_rest_is_spread_behind_it():
+    assert spread([1.0] * 9, 5, lead=3) == (0, 1, 2, 5, 9)
+    assert spread([1.0] * 9, 5, lead=1) == (0, 2, 4, 6, 9)

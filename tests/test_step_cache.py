@@ -383,3 +383,105 @@ def test_a_gate_that_asks_for_a_signal_where_there_is_none_costs_the_gain():
         cache.end_step()
     assert forward.calls == 2
     assert "signal" in cache.record.fault
+
+
+@pytest.mark.parametrize("order", [0, 1])
+def test_a_call_that_only_starts_now_is_computed_though_the_step_is_skipped(order):
+    forward, cache = Counted(), predictions(Told(1, 2), 3, order=order)
+    answers = []
+    for calls in (1, 2, 2):
+        answers.append([cache.run(forward).tolist()[0] for _ in range(calls)])
+        cache.end_step()
+    assert answers == [[1], [1, 2], [1, 2]]
+    assert cache.record.fault is None
+
+
+def test_a_branch_that_only_starts_now_is_computed_though_the_step_is_skipped(transformer, taps):
+    """As where guidance begins later than the first step."""
+    cond, uncond = latents(1), latents(2)
+    cache, forward = a_cache(Scripted(True, True), 4, branches=2), TappedForward(taps, transformer)
+    cache.run(forward, cond)
+    cache.end_step()
+    late = []
+    for _ in range(2):
+        cache.run(forward, cond)
+        late.append(cache.run(forward, uncond))
+        cache.end_step()
+    assert cache.record.fault is None
+    assert [decision.skipped for decision in cache.record.decisions] == [False, True, True]
+    assert mx.array_equal(late[0], transformer(uncond)), "computed"
+    assert mx.allclose(late[1], late[0], atol=1e-5) and not mx.array_equal(late[1], late[0]), "and then skipped"
+
+
+@pytest.mark.parametrize("order", [0, 1])
+def test_steps_beyond_the_announced_ones_are_computed(order):
+    forward, cache = Counted(), predictions(Told(1, 3, 4), 3, order=order)
+    for _ in range(5):
+        cache.run(forward)
+        cache.end_step()
+    assert cache.record.fault is None and forward.calls == 4
+    assert [decision.skipped for decision in cache.record.decisions] == [False, True, False, False, False]
+    assert cache.sigma == pytest.approx(1 / 3), "the last one's, to the end"
+
+
+def test_a_call_that_passes_no_tap_stands_aside(transformer, taps):
+    cache = a_cache(Scripted(True), 3)
+    output = cache.run(TappedForward(taps, lambda x: x + 1), mx.zeros((1, 5, 4)))
+    assert cache.record.fault == "CacheFault: the taps saw 0 signals and 0 final norms in one call"
+    assert mx.array_equal(output, mx.ones((1, 5, 4)))
+
+
+@pytest.mark.parametrize(
+    ("part", "saw"),
+    [
+        (lambda own, x: own.blocks[0](own.embed(x)), "1 signals and 0 final norms"),
+        (lambda own, x: own.out(own.norm(own.embed(x))), "0 signals and 1 final norms"),
+        (lambda own, x: own.out(own.norm(own.blocks[0](own.blocks[0](own.embed(x))))), "2 signals and 1 final norms"),
+    ],
+)
+def test_a_call_that_passes_one_tap_of_two_stands_aside(part, saw, transformer, taps):
+    cache, x = a_cache(Scripted(True), 3, branches=2), latents(0)
+    output = cache.run(TappedForward(taps, lambda x: part(transformer, x)), x)
+    assert cache.record.fault == f"CacheFault: the taps saw {saw} in one call"
+    assert mx.array_equal(output, part(transformer, x))
+
+
+class Heavy(Block):
+    """Makes a large array, which the graph of what it returns holds until it is evaluated."""
+
+    def __call__(self, hidden=None):
+        large = mx.random.normal((512, 1024))
+        mx.eval(large)
+        return large.sum(keepdims=True) if hidden is None else super().__call__(hidden) + large.sum() * 0
+
+
+def test_what_is_kept_is_evaluated_at_the_end_of_its_step(transformer, taps):
+    """Nobody waits for it, and no graph stays alive with all that it was made of."""
+    heavy = Heavy()
+    for block in transformer.blocks:
+        block.__class__ = Heavy
+    residuals, x = a_cache(Scripted(), 3), latents(0)
+    for cache, forward, args in (
+        (predictions(Told(), 3), lambda *_: heavy(), ()),
+        (residuals, TappedForward(taps, transformer), (x,)),
+    ):
+        stock = mx.get_active_memory()
+        cache.run(forward, *args)
+        assert mx.get_active_memory() - stock > 2**20
+        cache.end_step()
+        mx.synchronize()
+        assert cache.record.fault is None and len(cache.kept()) > 0
+        assert mx.get_active_memory() - stock < 2**20
+
+
+def test_after_a_fault_nothing_is_kept_and_everything_is_the_models_own(transformer, taps):
+    forward, cache = TappedForward(taps, transformer), a_cache(Scripted(True, True), 5)
+    x = latents(0)
+    cache.run(forward, x)
+    cache.end_step()
+    assert len(cache.kept()) == 2, "a signal and a residual"
+    cache.stand_aside(ValueError("enough"))
+    assert cache.kept() == [] and cache.record.fault == "ValueError: enough"
+    assert mx.array_equal(cache.run(forward, x), transformer(x))
+    cache.end_step()
+    assert len(cache.record.decisions) == 1

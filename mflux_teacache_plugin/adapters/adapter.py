@@ -35,6 +35,7 @@ class Adapter:
         sigmas: σ of every step that calls the transformer, from the pipeline, mflux's Config and the arguments of
             `generate_image`; None where that is the Config's scheduler's.
         steps: how many steps a command takes, from its options; None where `--steps` says it.
+        takes_all_steps: pipelines whose command has --image-strength, but does not pass it on.
         refuses: why a run cannot skip steps, or None, from mflux's ModelConfig (None: not known yet) and the options of
             the command or the arguments of `generate_image` (one that is missing is not known).
     """
@@ -49,6 +50,7 @@ class Adapter:
     condition: int | None = None
     sigmas: Callable[[Any, Any, Mapping[str, Any]], Sequence[float]] | None = None
     steps: Callable[[Namespace], int] | None = None
+    takes_all_steps: tuple[str, ...] = ()
     refuses: Callable[[Any | None, Mapping[str, Any]], str | None] | None = None
 
 

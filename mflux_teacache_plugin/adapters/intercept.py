@@ -12,15 +12,25 @@ from typing import Any
 
 from mflux_teacache_plugin.adapters.adapter import Adapter
 from mflux_teacache_plugin.caching.taps import TappedForward, Taps
+from mflux_teacache_plugin.host import faults
 from mflux_teacache_plugin.host.layers import stand_before
 
 
 class Interception:
-    """What stands before one model's calls during one generation, until `leave()`. Keeps the model alive until then."""
+    """What stands before one model's calls during one generation, until `leave()`. Keeps the model alive until then.
 
-    def __init__(self, model: Any, adapter: Adapter) -> None:
+    `on_fault` is told of what failed here within the loop; the model's own function answers then.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        adapter: Adapter,
+        on_fault: Callable[[Exception], None] = lambda fault: faults.report("mflux runs plain", fault),
+    ) -> None:
         self._model = model
         self._adapter = adapter
+        self._on_fault = on_fault
         self._undo: list[Callable[[], None]] = []
         self._answer: Callable[..., Any] | None = None  # of predictions, where mflux looks for them on the class
         if adapter.on_class:  # mflux makes the function before its loop begins
@@ -63,21 +73,20 @@ class Interception:
                 return inner(*args, **kwargs)
             return answer(TappedForward(taps, inner), *args, **kwargs)
 
-        def predict(build: Callable[..., Any], *args: Any) -> Callable[..., Any]:
-            forward, compiled = uncompiled(build, *args)
+        def predict(forward: Callable[..., Any], compiled: bool) -> Callable[..., Any]:
             if not (compiled and whole_steps):
                 return forward  # its calls of the transformer are answered one by one
             return partial(answer, TappedForward(taps, forward, compiled=True))
 
         self._before(self.transformer, "__call__", call)
-        self._before_predict(predict)
+        self._before_predict(partial(self._uncompiled, predict))
 
     def blocks(self, layer: Callable[[str, int, int], Callable[..., Any]]) -> None:
         """`layer(list name, index, blocks)` makes what stands before that block; nothing is compiled around it."""
         for name, blocks in lists_of_blocks(self._model, self._adapter).items():
             for index, block in enumerate(blocks):
                 self._before(block, "__call__", layer(name, index, len(blocks)))
-        self._before_predict(lambda build, *args: uncompiled(build, *args)[0])
+        self._before_predict(partial(self._uncompiled, lambda forward, compiled: forward))
 
     def _before(self, target: Any, name: str, layer: Callable[..., Any]) -> None:
         self._undo.append(stand_before(target, name, layer))
@@ -86,6 +95,16 @@ class Interception:
         for name in self._adapter.predict:
             if hasattr(self._model, name):  # an adapter's pipelines need not have all of its methods
                 self._before(self._model, name, layer)
+
+    def _uncompiled(
+        self, make: Callable[[Callable[..., Any], bool], Callable[..., Any]], build: Callable[..., Any], *args: Any
+    ) -> Callable[..., Any]:
+        """What `make` makes of a step's uncompiled function, and of whether mflux compiles it."""
+        try:
+            return make(*uncompiled(build, *args))
+        except Exception as exception:  # noqa: BLE001 - another mflux may not be asked like this
+            self._on_fault(exception)
+            return build(*args)
 
     def _on_class(self, build: Callable[..., Any], transformer: Any, *args: Any) -> Callable[..., Any]:
         """A step's function; for this model's transformer alone, and only while there is an answer."""

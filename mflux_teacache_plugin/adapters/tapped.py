@@ -33,6 +33,7 @@ FLUX1 = Adapter(
         f"{_PIPELINES}.in_context.flux_in_context_fill:Flux1InContextFill",
     ),
     taps=_DOUBLE_AND_SINGLE,
+    takes_all_steps=(f"{_PIPELINES}.kontext.flux_kontext:Flux1Kontext",),
 )
 
 # `_predict` makes a function of one step and compiles it, except on a plain or Pro M1 or M2. The edit pipeline's first step

@@ -4,8 +4,9 @@ Order 0 reuses the last value (TeaCache's rule); order 1 draws a line through th
 last three (Lagrange). TaylorSeer (Liu et al., arXiv 2503.06923) does the same with divided differences over steps.
 
 An extrapolation goes wrong where two computed steps lie close and it is carried far, so it is never carried further than its
-points lie apart. To damp it by how far it was off at the last computed step was tried too: on the demo model (2x, guidance 4,
-16 pictures) that cost 1 to 4 dB in the mean.
+points lie apart. It goes wrong too where the values turn, as they do under hard guidance. At a computed step the truth is
+there beside what would have been forecast: where the two point away from each other, seen from the value before, the last
+value stands until the next computed step. The sign is multiplied in, lazily: nothing waits for the device.
 """
 
 from collections import deque
@@ -21,11 +22,13 @@ class Forecast:
 
     def __init__(self, order: int) -> None:
         self._points: deque[tuple[float, mx.array]] = deque(maxlen=order + 1)  # the newest first
+        self._trust: mx.array | None = None  # 1 or 0, float32: whether it pointed the right way; None before it could
 
     @property
     def kept(self) -> list[mx.array]:
         """Every array that is held."""
-        return [value for _, value in self._points]
+        values = [value for _, value in self._points]
+        return values if self._trust is None else [*values, self._trust]
 
     @property
     def shape(self) -> tuple[int, ...] | None:
@@ -36,19 +39,32 @@ class Forecast:
         """A computed step's value. One of another shape than before starts anew."""
         if self.shape not in (None, tuple(value.shape)):
             self._points.clear()
+            self._trust = None
+        ahead = self._ahead(sigma)
+        if ahead is not None:
+            came = value - self._points[0][1]
+            self._trust = ((came.astype(mx.float32) * ahead.astype(mx.float32)).sum() > 0).astype(mx.float32)
         self._points.appendleft((sigma, value))
 
     def at(self, sigma: float) -> mx.array:
         """The value expected at σ: extrapolated where that can be trusted, else the last; IndexError before the first."""
+        last, value = self._points[0]
+        reach = abs(last - self._points[-1][0])
+        ahead = self._ahead(sigma)
+        if ahead is None or abs(sigma - last) > 1.0001 * reach:
+            return value
+        return value + (ahead if self._trust is None else ahead * self._trust.astype(ahead.dtype))
+
+    def _ahead(self, sigma: float) -> mx.array | None:
+        """What the extrapolation to σ adds to the last value; None where there is nothing to draw it through."""
         points = list(self._points)
-        reach = abs(points[0][0] - points[-1][0])
-        if len({here for here, _ in points}) < max(2, len(points)) or abs(sigma - points[0][0]) > 1.0001 * reach:
-            return points[0][1]
+        if len({here for here, _ in points}) < max(2, len(points)):
+            return None
         terms = []
-        for index, (here, value) in enumerate(points):
+        for index, (here, value) in enumerate(points[1:], start=1):
             weight = 1.0
             for other, (there, _) in enumerate(points):
                 if other != index:
                     weight *= (sigma - there) / (here - there)
-            terms.append(weight * value)
+            terms.append(weight * (value - points[0][1]))  # the weights of all points add up to 1
         return sum(terms[1:], terms[0])

@@ -45,10 +45,14 @@ class Facts:
     Attributes:
         sigmas: σ, the share of noise, at the start of each active step (image-to-image starts late); falling.
         grid: rows and columns of the image's tokens.
+        first: so many steps of the run's own grid come before the active ones.
+        guidance: what the run asks for; None if that is not known.
     """
 
     sigmas: tuple[float, ...]
     grid: tuple[int, int] = (0, 0)
+    first: int = 0
+    guidance: float | None = None
 
     @property
     def steps(self) -> int:

@@ -38,6 +38,7 @@ class Generation:
 
     steps: int
     decisions: list[Decision] = field(default_factory=list)
+    note: str = ""  #: what its numbers do not know of it, in a few words
     fault: str | None = None  #: why the plugin stood aside midway, if it did
 
     @property

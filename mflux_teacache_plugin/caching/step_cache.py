@@ -13,7 +13,8 @@ cache, which decides inside the forward, is in `block_cache`.
 """
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any, Protocol
 
 import mlx.core as mx
@@ -22,6 +23,7 @@ from mflux_teacache_plugin.caching.forecast import Forecast
 from mflux_teacache_plugin.caching.gate import Change, Facts, Gate, Verdict, relative_change
 from mflux_teacache_plugin.caching.stats import Decision, Generation
 from mflux_teacache_plugin.caching.taps import Forward, TappedForward
+from mflux_teacache_plugin.host import faults
 
 
 class CacheFault(Exception):
@@ -81,9 +83,10 @@ class Cache:
         raise NotImplementedError
 
     def stand_aside(self, exception: Exception) -> None:
-        """Record a fault; from here on the model's own forward answers."""
-        self.record.fault = f"{type(exception).__name__}: {exception}"
-        self.forget()
+        """Record a fault; from here on the model's own forward answers. Never raises."""
+        self.record.fault = faults.in_words(exception)
+        with suppress(Exception):  # one fault is enough
+            self.forget()
 
     def _ask_gate(self, gate: Gate, change: Change) -> Verdict:
         """The gate's verdict; a step beyond the announced ones is computed, for nobody has planned it."""
@@ -96,7 +99,7 @@ class Cache:
 
 
 class PredictionCache(Cache):
-    """Keeps what the calls of a step return; for gates that read no signal.
+    """Keeps what the calls of a step return; for gates that read no signal, unless a subclass has one for them.
 
     Args:
         condition: the position of an argument of the calls; what was kept when it was another object is of no use.
@@ -118,7 +121,7 @@ class PredictionCache(Cache):
         if self.record.fault is not None:
             return forward(*args, **kwargs)
         try:
-            prediction, stand_in = self._ask(args)
+            prediction, stand_in = self._ask(args, kwargs)
         except Exception as exception:  # noqa: BLE001 - whatever it is, it must not cost the user the image
             self.stand_aside(exception)
             return forward(*args, **kwargs)
@@ -126,12 +129,12 @@ class PredictionCache(Cache):
             return stand_in
         output = forward(*args, **kwargs)
         try:
-            prediction.learn(self.sigma, output)
+            self._learn(prediction, output, args, kwargs)
         except Exception as exception:  # noqa: BLE001
             self.stand_aside(exception)
         return output
 
-    def _ask(self, args: tuple[Any, ...]) -> tuple[Forecast, mx.array | None]:
+    def _ask(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Forecast, mx.array | None]:
         """This call's forecast, and what stands in for the call if it is not to be made."""
         if self._condition is not None:
             condition = args[self._condition]
@@ -139,7 +142,7 @@ class PredictionCache(Cache):
                 self._conditions[self._calls] = condition
                 self._predictions.pop(self._calls, None)
         if self._calls == 0:
-            verdict = self._ask_gate(self._gate, _unread)
+            verdict = self._ask_gate(self._gate, self._change(args, kwargs))
             if verdict.skip and self._predictions[0].shape is None:
                 verdict = Verdict(skip=False, reason="nothing that fits is kept")
             self._skip = verdict.skip
@@ -148,7 +151,19 @@ class PredictionCache(Cache):
         self._calls += 1
         # a call that only starts now is computed, whatever was decided
         fits = self._skip and prediction.shape is not None
-        return prediction, prediction.at(self.sigma) if fits else None
+        return prediction, self._stand_in(prediction, args, kwargs) if fits else None
+
+    def _change(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Change:
+        """What the gate may read at the step's first call."""
+        return _unread
+
+    def _learn(self, kept: Forecast, output: mx.array, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        """Keep what a computed call returned."""
+        kept.learn(self.sigma, output)
+
+    def _stand_in(self, kept: Forecast, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> mx.array:
+        """What stands in for a skipped call."""
+        return kept.at(self.sigma)
 
     def kept(self) -> list[mx.array]:
         return [array for prediction in self._predictions.values() for array in prediction.kept]

@@ -67,10 +67,13 @@ class Taps:
         for name in points.blocks:  # a wrong name must fail here, not in the middle of a generation
             getattr(transformer, name)
         signal, final = module_at(transformer, points.signal), module_at(transformer, points.final)
-        self._undo = [
-            stand_before(signal, "__call__", self._on_signal),
-            stand_before(final, "__call__", self._on_final),
-        ]
+        self._undo: list[Callable[[], None]] = []
+        try:
+            self._undo.append(stand_before(signal, "__call__", self._on_signal))
+            self._undo.append(stand_before(final, "__call__", self._on_final))
+        except BaseException:
+            self.remove()
+            raise
 
     def remove(self) -> None:
         """Leave the modules as they were."""

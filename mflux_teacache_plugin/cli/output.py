@@ -14,6 +14,7 @@ def add_format(parser: argparse.ArgumentParser) -> None:
 
 
 def print_json(value: Any) -> None:
+    """On stdout."""
     print(as_json(value))
 
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from types import FrameType, ModuleType
 from typing import Any
 
-from mflux_teacache_plugin.host import imports
+from mflux_teacache_plugin.host import faults, imports
 from mflux_teacache_plugin.host.manager import load_plugins, tell
 from mflux_teacache_plugin.host.watch import Observer, watch
 
@@ -46,7 +46,7 @@ class Bridge:
     def install(self) -> None:
         self._when_imported("mflux.models.common.config.model_config", self._add_models)
         self._when_imported("mflux.cli.parser.parsers", self._patch_parser)
-        for pipelines in tell(self._hook.mflux_pipelines):
+        for pipelines in tell(self._hook.mflux_pipelines, list):
             for pipeline in pipelines:
                 module, _, name = pipeline.partition(":")
                 self._when_imported(module, partial(self._patch_named, name))
@@ -72,7 +72,7 @@ class Bridge:
         self._undo.append(lambda: names.pop(name) if stock is None else names.update({name: stock}))
 
     def _add_models(self, module: ModuleType) -> None:
-        for models in tell(self._hook.mflux_models):
+        for models in tell(self._hook.mflux_models, dict):
             for name, config in models.items():
                 self._set_name(module.AVAILABLE_MODELS, name, config)
 
@@ -121,12 +121,16 @@ class Bridge:
             source = None if source is None else str(source)
             self._thread.loading = True
             try:
-                told = {"pipeline": type(model), "model_config": config, "source": source, "args": self._args}
-                tell(self._hook.mflux_model_loading, **told)
+                told: dict[str, Any] = {"pipeline": type(model), "model_config": config, "source": source}
+                tell(self._hook.mflux_model_loading, **told, args=self._args)
                 stock(model, *args, **kwargs)
             finally:
                 self._thread.loading = False
-            watch(model, _HookObserver(self._hook))
+            try:
+                watch(model, _HookObserver(self._hook))
+            except Exception as fault:  # noqa: BLE001 - a pipeline that is not like mflux's own
+                faults.report(f"{type(model).__name__} cannot be watched, it runs without plugins", fault)
+                return
             tell(self._hook.mflux_model_loaded, model=model, source=source, args=self._args)
 
         self._patch(pipeline, "__init__", __init__)

@@ -13,8 +13,12 @@ def debugging() -> bool:
 
 
 def in_words(fault: BaseException) -> str:
-    """`TypeError: what it says`, in one line."""
-    return " ".join(f"{type(fault).__name__}: {fault}".split())
+    """`TypeError: what it says`, in one line. Never raises."""
+    try:
+        says = str(fault)
+    except Exception:  # noqa: BLE001 - somebody else's exception, which cannot say what happened
+        says = "(it has no words)"
+    return " ".join(f"{type(fault).__name__}: {says}".split())
 
 
 def report(what: str, fault: BaseException) -> None:

@@ -3,6 +3,7 @@
 import importlib.metadata
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -59,10 +60,13 @@ def load_plugins() -> Loaded:
     return loaded
 
 
-def contributions(name: str) -> list[Any]:
-    """What every plugin returns from a hook without arguments; empty where no plugin has specified such a hook."""
+def contributions(name: str, kind: Callable[[Any], Any] | None = None) -> list[Any]:
+    """What every plugin returns from a hook without arguments; empty where no plugin has specified such a hook.
+
+    `kind` as in `tell`.
+    """
     hook = getattr(load_plugins().manager.hook, name, None)
-    return [] if hook is None or not hook.has_spec() else tell(hook)
+    return [] if hook is None or not hook.has_spec() else tell(hook, kind)
 
 
 def _leave_out(loaded: Loaded, name: str, why: str) -> None:
@@ -85,8 +89,11 @@ def _why_unusable(manager: pluggy.PluginManager, plugin: object) -> str | None:
     return None
 
 
-def tell(hook: HookCaller, **arguments: Any) -> list[Any]:
+def tell(hook: HookCaller, kind: Callable[[Any], Any] | None = None, **arguments: Any) -> list[Any]:
     """Call a hook of every plugin, the newest first, and give what they returned, without None.
+
+    Args:
+        kind: makes of a result what is given, such as `list`; one that cannot be made into it is its plugin's fault.
 
     Each is called by itself: one that fails is reported by name, keeps no other from being called, and costs nobody the
     picture. One that exits means to.
@@ -95,6 +102,8 @@ def tell(hook: HookCaller, **arguments: Any) -> list[Any]:
     for implementation in reversed(hook.get_hookimpls()):
         try:
             result = implementation.function(*(arguments[name] for name in implementation.argnames))
+            if kind is not None and result is not None:
+                result = kind(result)
         except Exception as exception:  # noqa: BLE001 - see above
             faults.report(f"the plugin '{implementation.plugin_name}' failed in {hook.name}", exception)
             continue

@@ -27,6 +27,7 @@ FACTS = ("model", "prompt", "prompt_file", "seed", "steps", "guidance", "width",
 
 
 def run(file: str, name: str, *options: str) -> None:
+    """Run a command of mflux, and leave what it took in a file."""
     try:
         sys.exit(command.run(_found(name), options))
     finally:
@@ -34,6 +35,7 @@ def run(file: str, name: str, *options: str) -> None:
 
 
 def check(name: str, *options: str) -> None:
+    """What a command makes of its options, with each of the further ones that stdin lists; JSON on stdout."""
     further: list[list[str]] = json.loads(sys.stdin.read())
     with contextlib.redirect_stdout(sys.stderr):
         found = _found(name)

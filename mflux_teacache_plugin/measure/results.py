@@ -137,6 +137,7 @@ def best(of_group: Sequence[Row]) -> Row | None:
 
 
 def by_group(found: Sequence[Row]) -> dict[str, list[Row]]:
+    """The rows of each group, in order."""
     return {group: [row for row in found if row.group == group] for group in dict.fromkeys(row.group for row in found)}
 
 

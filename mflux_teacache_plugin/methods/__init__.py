@@ -5,6 +5,8 @@ and in a picture's metadata.
     1.5x                    a schedule of as many steps as give this speed-up
     dualcache:aggressive    DualCache; also dualcache:F=8,B=0,rdt=0.08
     seacache:0.3            SeaCache
+    easycache:0.2           EasyCache; also easycache:0.2,ret_steps=10
+    steps:0-9,12,17,24      just these steps
     2x+reuse                any of them, with another forecast: reuse, linear or quadratic
 
 Upper and lower case mean the same. A method is one file here, and one line in `BUILT_IN`.
@@ -14,7 +16,8 @@ from argparse import ArgumentTypeError
 from collections.abc import Mapping
 from typing import Literal
 
-from mflux_teacache_plugin.methods import dualcache, seacache, speedup, teacache
+from mflux_teacache_plugin.host import faults
+from mflux_teacache_plugin.methods import dualcache, easycache, seacache, speedup, steps, teacache
 from mflux_teacache_plugin.methods.method import Method, Parser
 
 AUTO: Literal["auto"] = "auto"
@@ -26,6 +29,8 @@ BUILT_IN: dict[str, Parser] = {
     "speedup": speedup.parse,
     "dualcache": dualcache.parse,
     "seacache": seacache.parse,
+    "steps": steps.parse,
+    "easycache": easycache.parse,
 }
 
 #: Methods with an option of their own: name → what stands for its value, and its help.
@@ -55,4 +60,9 @@ def _method(text: str, known: Mapping[str, Parser]) -> Method:
     parser = known.get(name.lower())
     if parser is None:
         raise ArgumentTypeError(f"'{name}' is no method; there are {', '.join(sorted(known))}")
-    return parser(setting)
+    try:
+        return parser(setting)
+    except ArgumentTypeError:
+        raise
+    except Exception as fault:
+        raise ArgumentTypeError(f"'{name}' cannot read its setting: {faults.in_words(fault)}") from fault

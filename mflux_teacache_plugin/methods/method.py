@@ -9,7 +9,7 @@ from argparse import ArgumentTypeError
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import TYPE_CHECKING, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import mlx.core as mx
 
@@ -118,6 +118,10 @@ class Method:
     def check_steps(self, steps: int | None) -> None:
         """Raise SettingsError, with the fix, if it makes no sense with so many steps; None if they are not known yet."""
 
+    def unasked(self, variant: "Variant | None") -> Self:
+        """The same where nobody named it, and it is only what is recommended for a model."""
+        return self
+
     def notes(self, variant: "Variant | None", name: str) -> Sequence[str]:
         """Lines to say before the run on the model of that name."""
         return ()
@@ -167,6 +171,19 @@ def to_float(text: str) -> float:
         raise ArgumentTypeError(
             f"'{text}' is neither a number nor a speed-up nor 'auto' nor 'off'; try 0.2 or 1.5x"
         ) from None
+
+
+def keyed(setting: str, **readers: Callable[[str], Any]) -> tuple[str, dict[str, Any]]:
+    """A text such as `0.2,K=3`: what stands first, and the values of the keys given; ArgumentTypeError for other keys."""
+    text, *further = [part.strip() for part in setting.split(",")]
+    names = {name.lower(): name for name in readers}
+    given = {}
+    for part in further:
+        key, equals, value = part.partition("=")
+        if not equals or key.lower() not in names:
+            raise ArgumentTypeError(f"'{part}' is none of {', '.join(f'{name}=' for name in readers)}")
+        given[names[key.lower()]] = readers[names[key.lower()]](value)
+    return text, given
 
 
 def whole(name: str, text: str, least: int) -> int:

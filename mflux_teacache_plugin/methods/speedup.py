@@ -8,7 +8,7 @@ change that accumulates over a run of skipped steps is as small as it can be, fo
 import math
 from argparse import ArgumentTypeError
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
@@ -17,16 +17,24 @@ from mflux_teacache_plugin.caching.forecast import ORDERS
 from mflux_teacache_plugin.caching.gate import Change, Facts, Gate, Verdict
 from mflux_teacache_plugin.caching.stats import Generation
 from mflux_teacache_plugin.errors import SettingsError
+from mflux_teacache_plugin.methods import published
 from mflux_teacache_plugin.methods.method import Method, Setup, plain, to_float
 
 if TYPE_CHECKING:
-    from mflux_teacache_plugin.variants import Variant
+    from mflux_teacache_plugin.variants import Profile, Variant
 
 #: Speed-ups lie in (1, MAX_SPEEDUP].
 MAX_SPEEDUP = 10.0
 
-#: With fewer steps than this, as distilled models take, each of them changes the whole picture.
+#: With fewer steps than this each of them changes the whole picture.
 LEAST_STEPS = 6
+
+#: Unasked, none of so few steps is left out, as distilled models take them, unless somebody has recorded a run as short.
+FEW_STEPS = 15
+
+
+#: So far a run's σ may lie from those of a profile at the same share of the run, and its guidance from the profile's.
+SAME_SIGMA, SAME_GUIDANCE = 0.05, 1.5
 
 
 def covers(knots: Sequence[float], sigmas: Sequence[float]) -> bool:
@@ -36,6 +44,22 @@ def covers(knots: Sequence[float], sigmas: Sequence[float]) -> bool:
     """
     earliest, latest = 2 * knots[0] - knots[1], 2 * knots[-1] - knots[-2]
     return max(sigmas) <= earliest and min(sigmas) >= latest
+
+
+def outside(profile: "Profile", facts: Facts) -> str:
+    """What of a run its profile did not record, in a few words; empty if there is nothing of the kind."""
+    found, whole = [], facts.first + facts.steps
+    recorded = [step / len(profile.sigma) for step in range(len(profile.sigma))]
+    sigmas = np.interp([step / whole for step in range(facts.first, whole)], [*recorded, 1.0], [*profile.sigma, 0.0])
+    if np.abs(sigmas - facts.sigmas).max() > SAME_SIGMA:
+        found.append("other sigmas")
+    if (
+        profile.guidance
+        and facts.guidance
+        and not 1 / SAME_GUIDANCE <= facts.guidance / profile.guidance <= SAME_GUIDANCE
+    ):
+        found.append(f"guidance {facts.guidance:g}, not {profile.guidance:g}")
+    return f"outside what was recorded: {', '.join(found)}" if found else ""
 
 
 def expected_changes(knots: Sequence[float], accumulated: Sequence[float], sigmas: Sequence[float]) -> list[float]:
@@ -80,33 +104,8 @@ def spread(changes: Sequence[float], computed: int, lead: int = 1) -> tuple[int,
     cost = np.full((steps, steps), np.inf)
     for i in range(steps):
         cost[i, i + 1 :] = reached[i:-1] - reached[i]
-    largest = _best(cost, computed, np.maximum)[0]
-    return _best(np.where(cost <= largest * (1 + 1e-9), cost**2, np.inf), computed, np.add)[1]
-
-
-def _best(cost: np.ndarray, computed: int, join: np.ufunc) -> tuple[float, tuple[int, ...]]:
-    """The least joined cost of a path of `computed` steps from the first to the last, and the path."""
-    steps = len(cost)
-    best = np.full(steps, np.inf)  # of reaching each step with the hops taken so far
-    best[0] = 0.0
-    came_from = []
-    for _ in range(computed - 1):
-        joined = join(best[:, None], cost)
-        came_from.append(joined.argmin(axis=0))
-        best = joined.min(axis=0)
-    path = [steps - 1]
-    for origin in reversed(came_from):
-        path.append(int(origin[path[-1]]))
-    return float(best[-1]), tuple(reversed(path))
-
-
-def fill(computed: Sequence[int], count: int) -> tuple[int, ...]:
-    """Add to a list of computed steps until there are `count`, each time in the middle of the widest gap."""
-    steps = list(computed)
-    while len(steps) < count:
-        gap = max(range(1, len(steps)), key=lambda index: steps[index] - steps[index - 1])
-        steps.insert(gap, (steps[gap - 1] + steps[gap]) // 2)
-    return tuple(steps)
+    largest = published.path_of_least(cost, computed, np.maximum)[0]
+    return published.path_of_least(np.where(cost <= largest * (1 + 1e-9), cost**2, np.inf), computed, np.add)[1]
 
 
 class ScheduleGate:
@@ -126,9 +125,10 @@ class ScheduleGate:
 
 @dataclass(frozen=True)
 class Speedup(Method):
-    """As many steps as give the speed-up, where the variant's profile wants them; evenly spaced without one."""
+    """As many steps as give the speed-up, where published lists, the variant's profile or what all lists share want them."""
 
     factor: float = 1.5
+    least: int = field(default=LEAST_STEPS, kw_only=True, compare=False)
     usual_forecast: ClassVar[str] = "linear"
     keeps: ClassVar[Literal["prediction", "residual"]] = "prediction"
 
@@ -136,7 +136,18 @@ class Speedup(Method):
     def setting(self) -> str:
         return f"{plain(self.factor)}x"
 
+    def unasked(self, variant: "Variant | None") -> "Speedup":
+        recorded = [] if variant is None else [each.steps for each in variant.step_lists]
+        if variant is not None and variant.profile is not None:
+            recorded.append(len(variant.profile.sigma))
+        return replace(self, least=min([FEW_STEPS, *recorded]))
+
     def check_steps(self, steps: int | None) -> None:
+        if steps is not None and LEAST_STEPS <= steps < self.least:
+            raise SettingsError(
+                f"{steps} steps are few, and nobody has shown which of them this model can spare",
+                hint=f"ask for it, such as --teacache {self}, and look at the pictures",
+            )
         least = ORDERS[self.forecast] + 2  # the points that a forecast is drawn through, and the last step
         enough = max(LEAST_STEPS, math.ceil(least * self.factor - 1e-9))
         if steps is not None and steps < enough:
@@ -149,43 +160,28 @@ class Speedup(Method):
     def notes(self, variant: "Variant | None", name: str) -> Sequence[str]:
         if variant is not None:
             return ()
-        return (f"there are no coefficients for {name}, so {self} spaces the computed steps evenly",)
+        return (
+            f"there are no coefficients for {name}, so {self} computes the steps that published schedules of other models share",
+        )
 
     def gate(self, setup: Setup) -> Gate:
         self.check_steps(setup.facts.steps)
+        if setup.variant is not None and setup.variant.profile is not None and not setup.variant.step_lists:
+            setup.record.note = outside(setup.variant.profile, setup.facts)
         return ScheduleGate(self.schedule(setup.variant, setup.facts))
 
     def schedule(self, variant: "Variant | None", facts: Facts) -> tuple[int, ...]:
-        """The steps to compute. SettingsError if the variant's profile does not reach over the run."""
-        count = budget(self.factor, facts.steps)
-        order = ORDERS[self.forecast]
+        """The steps to compute: by published lists of the model, else by its profile, else by what all lists share."""
+        count = max(budget(self.factor, facts.steps), min(2, facts.steps))
+        lists = () if variant is None else variant.step_lists
+        profile = None if variant is None or lists else variant.profile
+        if profile is None or not covers(profile.sigma, facts.sigmas):
+            return published.schedule(lists, facts, count)
         # The first steps decide the layout: on the demo model it costs more to skip one of them than any profile says. So
         # the points that a forecast is drawn through are computed first, and one more.
+        order = ORDERS[self.forecast]
         lead = min(order + 2, max(1, count // 4)) if order else 1
-        changes = [1.0] * (facts.steps - 1)
-        if variant is None:
-            return spread(changes, count, lead)
-        lists = {
-            len(published.computed): published.computed
-            for published in variant.step_lists
-            if published.steps == facts.steps
-        }
-        if count in lists:
-            return lists[count]
-        profile = variant.profile
-        if profile is not None:
-            if not covers(profile.sigma, facts.sigmas):
-                low, high = min(facts.sigmas), max(facts.sigmas)
-                raise SettingsError(
-                    f"the profile of {variant.id} does not cover this run",
-                    cause=f"the run's σ go from {high:.3g} to {low:.3g}, "
-                    f"the profile's from {profile.sigma[0]:.3g} to {profile.sigma[-1]:.3g}",
-                    hint="calibrate with as many steps, or remove [profile] from the file",
-                )
-            changes = expected_changes(profile.sigma, profile.change, facts.sigmas)
-        elif shorter := [computed for size, computed in lists.items() if size < count]:
-            return fill(max(shorter, key=len), count)
-        return spread(changes, count, lead)
+        return spread(expected_changes(profile.sigma, profile.change, facts.sigmas), count, lead)
 
     def why_nothing(self, generation: Generation, variant: "Variant | None") -> str:
         return "the speed-up leaves no step out; ask for a higher one"

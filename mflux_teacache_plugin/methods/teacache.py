@@ -36,6 +36,7 @@ class TeaCacheGate:
         fitted_range: the changes that the polynomial was fitted on. Below it the change counts as the lower end;
             above it the polynomial says nothing, so the step is computed.
         guard: so many first and last steps always compute.
+        most: so many steps in a row are skipped at most.
     """
 
     def __init__(
@@ -45,12 +46,14 @@ class TeaCacheGate:
         polynomial: Sequence[float] = IDENTITY,
         fitted_range: tuple[float, float] | None = None,
         guard: tuple[int, int] = (1, 1),
+        most: int = MAX_CONSECUTIVE_SKIPS,
     ) -> None:
         self.steps = steps
         self.threshold = threshold
         self.polynomial = tuple(polynomial)
         self.fitted_range = fitted_range
         self.guard = guard
+        self.most = most
         self._accumulated = 0.0
         self._skips_in_a_row = 0
 
@@ -83,8 +86,8 @@ class TeaCacheGate:
         self._accumulated += self.estimate(change)
         if not self._accumulated < self.threshold:
             return self._compute("threshold reached")
-        if self._skips_in_a_row == MAX_CONSECUTIVE_SKIPS:
-            return self._compute(f"{MAX_CONSECUTIVE_SKIPS} skips in a row")
+        if self._skips_in_a_row == self.most:
+            return self._compute(f"{self.most} skips in a row")
         self._skips_in_a_row += 1
         return Verdict(skip=True, reason="below the threshold", accumulated=self._accumulated)
 

@@ -44,10 +44,14 @@ class Provenance:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Profile:
-    """The output's relative L1 change along the schedule, accumulated since the first σ, the mean over prompts."""
+    """The output's relative L1 change along a run, accumulated since the first σ, the mean over prompts.
+
+    `guidance` is what it was recorded at; a run at another one says so.
+    """
 
     sigma: tuple[float, ...] = key_field(checks.falling, "sigma = [1.0, 0.9, 0.5, 0.02]")
     change: tuple[float, ...] = key_field(checks.rising, "change = [0.0, 0.4, 0.9, 1.8]")
+    guidance: float | None = key_field(checks.number, "guidance = 4.0", default=None)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -56,6 +60,7 @@ class StepList:
 
     steps: int = key_field(checks.count, "steps = 50")
     computed: tuple[int, ...] = key_field(checks.step_list, 'computed = "0-10,12,15,49"')
+    source: str | None = key_field(checks.text, 'source = "who published it"', default=None)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -113,7 +118,8 @@ class Variant:
     def digest(self) -> str:
         """Twelve hex digits over the numbers that decide, so that a replay can tell whether they changed."""
         numbers = (self.polynomial, self.range, self.threshold, self.guard.first, self.guard.last)
-        placed = (self.profile and as_table(self.profile), [as_table(published) for published in self.step_lists])
+        profile = self.profile and {"sigma": self.profile.sigma, "change": self.profile.change}
+        placed = (profile, [{"steps": each.steps, "computed": each.computed} for each in self.step_lists])
         return hashlib.sha256(json.dumps((numbers, placed)).encode()).hexdigest()[:12]
 
     def replace(self, **changes: Any) -> "Variant":
