@@ -10,7 +10,7 @@ import json
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -158,13 +158,11 @@ class Calibration:
 
         about = f"{variant.provenance.recipe}. {variant.provenance.notes}\n{SECONDS if cases else ''}"
         title, pictures = f"Calibration of {variant.id}", self.place / "pictures"
-        facts = {"variant": as_table(variant)}
+        facts = {"variant": asdict(variant)}
         self.rows, _ = report.conclude(title, about.strip(), facts, cases, shots, pictures, self.place)
         if cases:
-            notes = [
-                f"Held-out prompts on which settings were tried: {len(cases)}. {results.verdict(self.rows)}",
-                *notes,
-            ]
+            told = f"Held-out prompts on which settings were tried: {len(cases)}."
+            notes = [f"{told} {results.verdict(self.rows)}", *notes]
         self.variant = propose.recommending(variant, self.rows, notes)
         coefficient_file.write(self.variant, self.file, COMMENT, self.force)
 
@@ -196,7 +194,7 @@ class Calibration:
             for kind, row in recorder.changes.items()
             if len(row) == steps - 1 and np.isfinite(row).all()
         }
-        if not usable:
+        if not {"output", "prediction"} & usable.keys():
             raise TraceError(
                 f"{type(model.pipeline).__name__} cannot be recorded",
                 cause=f"{steps} steps gave {sorted({len(row) for row in recorder.changes.values()})} changes",
@@ -214,6 +212,7 @@ class Calibration:
             prompt=prompt,
             recipe=", ".join([*recipe, f"seed {SEED}"]),
             steps=config.num_inference_steps,
+            guidance=None if config.guidance is None else float(config.guidance),
             sigma=tuple(recorder.sigma),
             **usable,
         )
