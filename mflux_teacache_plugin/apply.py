@@ -9,6 +9,7 @@ from typing import Any
 from mflux_teacache_plugin import choose, methods, summary
 from mflux_teacache_plugin.adapters.intercept import Interception, lists_of_blocks
 from mflux_teacache_plugin.caching.gate import Facts
+from mflux_teacache_plugin.caching.guidance import PromptAlone, cutoff
 from mflux_teacache_plugin.caching.stats import Stats
 from mflux_teacache_plugin.caching.step_cache import Cache
 from mflux_teacache_plugin.choose import Choice
@@ -20,6 +21,7 @@ from mflux_teacache_plugin.errors import (
 )
 from mflux_teacache_plugin.host import faults
 from mflux_teacache_plugin.host.watch import Observer, watch
+from mflux_teacache_plugin.methods.cuts import Cuts
 from mflux_teacache_plugin.methods.method import Method, Setup
 from mflux_teacache_plugin.variants import Catalog, Entry, Provenance, Variant
 
@@ -51,6 +53,7 @@ class Handle(Observer):
         self._arguments: Mapping[str, Any] = {}  # of the present call of generate_image
         self._interception: Interception | None = None
         self._cache: Cache | None = None
+        self._alone: PromptAlone | None = None
         object.__setattr__(model, _MARK, self)
         self._stop_watching = watch(model, self)
 
@@ -71,24 +74,39 @@ class Handle(Observer):
     def generation_called(self, model: Any, arguments: Mapping[str, Any]) -> None:
         self._release()
         self._arguments = arguments
-        self._interception = Interception(model, self._adapter)
+        self._intercept(model)
 
     def generation_begin(self, model: Any, seed: int, prompt: str, config: Any) -> None:
         adapter = self._adapter
         record = self.stats.begin(config.num_inference_steps - config.init_time_step)
-        choose.check_run(adapter, type(model), model.model_config, self._arguments)
         facts = facts_of(config, adapter.sigmas and adapter.sigmas(model, config, self._arguments))
         record.steps = facts.steps
         blocks = {name: len(blocks) for name, blocks in lists_of_blocks(model, adapter).items()}
         stream = adapter.taps.stream or adapter.taps.signal_argument if adapter.taps is not None else ""
         setup = Setup(facts, record, self.variant, adapter.branches, adapter.condition, blocks, stream)
-        self._cache = self.method.cache(setup)
-        self._interception = self._interception or Interception(model, adapter)
-        self._cache.attach(self._interception)
+        interception = self._interception or self._intercept(model)
+        try:
+            if self.method.skips:
+                choose.check_run(adapter, type(model), model.model_config, self._arguments)
+            self._cache = self.method.cache(setup)
+        except TeaCacheError as error:  # no step can be skipped; what guidance can do without is left out all the same
+            if self._alone is None:
+                raise
+            record.fault = _in_words(error)
+            self._cache = Cuts().cache(setup)
+        self._cache.attach(interception)
+        if self._alone is not None and adapter.second_call is not None:
+            record.idle = config.guidance is not None and config.guidance == adapter.second_call.idle
+            guided = 0 if record.idle else cutoff(config.num_inference_steps, self.method.cfg_end)
+            self._alone.record, self._alone.begins = record, max(0, guided - config.init_time_step)
+            if self._alone.begins < facts.steps:
+                interception.leave_out_second_calls()
 
     def step_end(self, model: Any, t: int, time_steps: Any) -> None:
         if self._cache is not None:
             self._cache.end_step()
+            if self._alone is not None and self._alone.end_step() and self._adapter.guided_at_once:
+                self._cache.guidance_over()
             time_steps.set_postfix(skipped=f"{self._cache.record.skipped:.3g}", refresh=False)
 
     def loop_end(self, model: Any) -> None:
@@ -112,7 +130,15 @@ class Handle(Observer):
         elif self.stats.last.fault is None:
             self.stats.last.fault = _in_words(exception)
 
+    def _intercept(self, model: Any) -> Interception:
+        second = self._adapter.second_call
+        if second is not None and (self.method.cfg_end is not None or second.idle is not None):
+            self._alone = PromptAlone(second)
+        self._interception = Interception(model, self._adapter, self._alone)
+        return self._interception
+
     def _release(self) -> None:
+        self._alone = None
         interception, self._interception = self._interception, None
         cache, self._cache = self._cache, None
         if interception is not None:
@@ -148,6 +174,7 @@ def apply_teacache(
     coefficients: Sequence[float] | None = None,
     range: tuple[float, float] | None = None,
     variant: Variant | str | None = None,
+    cfg_end: float | None = None,
 ) -> Handle:
     """Make an mflux pipeline skip the denoising steps that barely change the picture.
 
@@ -159,6 +186,8 @@ def apply_teacache(
         coefficients: a polynomial of your own, five numbers, highest power first.
         range: the changes that `coefficients` were fitted on; without it they hold everywhere.
         variant: a Variant, or the id of a coefficient file. Default: the one that matches the model.
+        cfg_end: the share of the steps, above 0, that run with guidance; the others run on the prompt alone. With "off"
+            for `method` nothing else changes.
 
     Returns:
         A handle, also for `with`: `handle.stats`, `handle.restore()`.
@@ -170,6 +199,8 @@ def apply_teacache(
         raise SettingsError("method and threshold were given", hint="give one of them")
     if range is not None and coefficients is None:
         raise SettingsError("range was given without coefficients", hint="give both, or a Variant")
+    if method == methods.OFF and cfg_end is not None:
+        method = Cuts()
     wanted = to_method(method if threshold is None else threshold)
     files = choose.catalog()
     if isinstance(variant, Variant):
@@ -184,7 +215,10 @@ def apply_teacache(
             raise SettingsError(
                 f"coefficients were given, but {wanted} uses none", hint="give a threshold, such as 0.2"
             )
-    choice = choose.choose(type(model), model.model_config, None, files, method=wanted, id=variant)
+    try:
+        choice = choose.choose(type(model), model.model_config, None, files, method=wanted, cfg_end=cfg_end, id=variant)
+    except ArgumentTypeError as error:
+        raise SettingsError(f"cfg_end: {error}") from None
     return apply_choice(model, choice)
 
 

@@ -159,7 +159,7 @@ def test_every_setting_has_both_names() -> None:
         ("900x", "at most 10x"),
         ("nanx", "not a speed-up"),
         ("x", "neither a number nor a speed-up"),
-        ("teecache:0.2", "'teecache' is no method; there are dualcache, seacache, speedup, teacache"),
+        ("teecache:0.2", "'teecache' is no method; there are cuts, dualcache, seacache, speedup, teacache"),
         ("seacache:0", "use 'off'"),
         ("seacache:3", "at most 2; try 0.3"),
         ("dualcache:", "is neither a preset (aggressive, conservative) nor"),

@@ -80,6 +80,9 @@ class Cache:
         """Drop everything that is kept."""
         raise NotImplementedError
 
+    def guidance_over(self) -> None:
+        """From here on a step's function returns the prompt's prediction, where it returned one with guidance."""
+
     def stand_aside(self, exception: Exception) -> None:
         """Record a fault; from here on the model's own forward answers."""
         self.record.fault = f"{type(exception).__name__}: {exception}"
@@ -149,6 +152,9 @@ class PredictionCache(Cache):
         # a call that only starts now is computed, whatever was decided
         fits = self._skip and prediction.shape is not None
         return prediction, prediction.at(self.sigma) if fits else None
+
+    def guidance_over(self) -> None:
+        self.forget()
 
     def kept(self) -> list[mx.array]:
         return [array for prediction in self._predictions.values() for array in prediction.kept]

@@ -158,11 +158,12 @@ def picture(command: Command, wanted: str, file: Path) -> Run:
         made.replace(file)
     steps = int(recorded["steps"])
     strength = recorded.get("image_strength") or 0.0  # where the loop starts, as mflux has it
+    left_out = recorded.get("teacache_left_out", 0) / 2  # in steps, of two calls each
     total = steps - max(1, int(steps * min(strength, 1.0))) if strength > 0 else steps
     return Run(
         steps,
-        recorded.get("teacache_computed", total),
-        recorded.get("teacache_skipped", 0),
+        recorded.get("teacache_computed", total) - left_out,
+        recorded.get("teacache_skipped", 0) + left_out,
         float(recorded["generation_time_seconds"]),
         wall,
         peak["memory"],
