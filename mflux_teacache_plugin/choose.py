@@ -112,7 +112,9 @@ def choose(
     if cfg_end is not None:
         method = method.with_cfg_end(cfg_end)
     if method.cfg_end is not None and (reason := why_no_cfg_end(pipeline)) is not None:
-        raise UnsupportedModelError(f"there is no cfg_end for {pipeline.__name__} here", cause=reason)
+        raise UnsupportedModelError(
+            f"there is no cfg_end for {pipeline.__name__} here", cause=reason, hint="leave it out"
+        )
     if adapter.taps is None and method.needs_taps:
         raise UnsupportedModelError(
             f"{method} does not work with {pipeline.__name__} yet",

@@ -7,17 +7,23 @@ import gc
 import json
 import weakref
 from contextlib import contextmanager
+from dataclasses import replace
+from types import SimpleNamespace
 
 import mlx.core as mx
 import numpy as np
 import pytest
 
+from mflux_teacache_plugin import apply, choose
 from mflux_teacache_plugin.apply import apply_teacache
+from mflux_teacache_plugin.caching.guidance import SecondCall
 from mflux_teacache_plugin.choose import registry
+from mflux_teacache_plugin.errors import SettingsError, UnsupportedModelError
 from mflux_teacache_plugin.host import bridge
 from mflux_teacache_plugin.host.layers import stand_before
 from tests.support import ALWAYS, NEVER
 from tests.test_families import numbers, state
+from tests.tiny.cases import case as klein_case
 from tests.tiny.commands import run_command
 from tests.tiny.families import SIDE, STEPS, family
 
@@ -207,3 +213,184 @@ def test_the_line_counts_both(said):
         lines, *_ = said(*QWEN, "--steps", 8, "--guidance", 1, "--teacache", "2x")
     assert lines[-1].startswith("skipped 4 of 8 steps (2x")
     assert lines[-1].endswith("; 4 of the other 8 transformer calls left out, nothing changed (guidance 1)")
+
+
+# ---- cfg_end ---------------------------------------------------------------------------------------------------------
+
+#: One case of every adapter with a second prediction, and the guidance at which mflux makes none.
+GUIDED = {
+    "qwen-image": 1.0, "qwen-image:edit": 1.0, "qwen-image-2.1:guided": 1.0, "qwen-image-2.1:edit": 1.0,
+    "qwen-image-2.1-controlnet": 1.0, "z-image": 1.0, "fibo": 1.0, "fibo:edit": 1.0, "krea-2": 1.0, "krea-2-controlnet": 1.0,
+    "ernie-image": 1.0, "anima": 1.0, "ming": 1.0, "moss-image": 1.0, "iris": 1.0, "flux3-klein": 1.0, "flux3-klein:edit": 1.0,
+}  # fmt: skip
+CASES = [pytest.param(id, off, id=id) for id, off in GUIDED.items()]
+
+
+def test_every_family_with_a_second_prediction_is_tried():
+    served = {adapter.id for adapter in registry().adapters.values() if adapter.second_call is not None}
+    assert served == {id.partition(":")[0] for id in GUIDED} | {"klein", "klein-base"}
+
+
+@pytest.mark.parametrize(("id", "off"), CASES)
+def test_steps_after_the_share_run_on_the_prompt_alone(id, off, photo, monkeypatch):
+    """Before it they are plain mflux's to the bit; alone from the first step on, they are mflux's without guidance."""
+    case = family(id)
+    taken = []
+    loop = SimpleNamespace(call_in_loop=lambda t, latents, **_: taken.append(latents))
+    with case.model() as model:
+        before = state(model)
+        model.callbacks.register(loop)
+        with counted(case, model) as calls:
+            case.generate(model, photo, guidance=3.0)
+        guided, taken[:] = list(taken), []
+        with apply_teacache(model, "off", cfg_end=0.5) as handle, counted(case, model) as left:
+            image, _ = case.generate(model, photo, guidance=3.0)
+        half, taken[:] = list(taken), []
+        _, plain = case.generate(model, photo, guidance=off)
+        monkeypatch.setattr(apply, "cutoff", lambda steps, share: 0)
+        with apply_teacache(model, "cuts", cfg_end=0.5):
+            _, latents = case.generate(model, photo, guidance=3.0)
+        model.callbacks.in_loop.remove(loop)
+        assert state(model) == before
+    last, steps = handle.stats.last, STEPS - case.silent
+    assert last.fault is None and (sum(calls), sum(left)) == (2 * steps, 2 * steps - last.left_out)
+    assert last.left_out == steps - STEPS // 2 and last.calls == 2 * steps
+    assert all(np.array_equal(a, b) for a, b in zip(guided[: STEPS // 2], half, strict=False))
+    assert not np.array_equal(guided[-1], half[-1]) and close(plain, latents)
+    recorded = image.generation_parameters
+    assert (recorded["teacache_method"], recorded["cfg_end"]) == ("cuts,cfg_end=0.5", 0.5)
+
+
+@pytest.mark.parametrize(("id", "off"), CASES)
+def test_nothing_is_forecast_across_the_end_of_guidance(id, off, photo):
+    """Where one call returns what guidance made of both, the first step on the prompt alone is computed."""
+    case = family(id)
+    with case.model() as model, apply_teacache(model, "2x", cfg_end=0.6) as handle:
+        case.generate(model, photo, 12, guidance=3.0)
+    last = handle.stats.last
+    skipped = {decision.step for decision in last.decisions if decision.skipped}
+    assert last.fault is None and last.alone == 7 and len(skipped) >= 4
+    if registry().adapters[case.adapter].guided_at_once:
+        assert 7 not in skipped
+
+
+@pytest.mark.parametrize("id", ["qwen-image", "z-image", "fibo", "ernie-image"])
+@pytest.mark.parametrize("method", [ALWAYS, "seacache:2", "dualcache:F=1,rdt=0.99,warmup=2"])
+def test_it_goes_with_methods_that_look_inside(id, method, photo):
+    case = family(id)
+    with case.model() as model:
+        before = state(model)
+        own = numbers(case, polynomial=(0, 0, 0, 0.01, 0))
+        with apply_teacache(model, method, variant=own, cfg_end=0.5) as handle:
+            _, latents = case.generate(model, photo, guidance=3.0)
+        assert state(model) == before
+    last = handle.stats.last
+    assert last.fault is None and last.alone == 4 and mx.isfinite(latents).all()
+    assert {decision.branch for decision in last.decisions if decision.step >= 4} == {0}
+
+
+def test_it_is_mfluxs_own_rule(photo, monkeypatch):
+    """FIBO 2 has the option itself; ours in its place gives the same."""
+    case = family("fibo2")
+    adapters = registry()
+    adapters.adapters["fibo2"] = replace(adapters.adapters["fibo2"], second_call=SecondCall())
+    with case.model() as model:
+        with pytest.raises(UnsupportedModelError, match="no cfg_end for Fibo2 here"):
+            apply_teacache(model, "2x", cfg_end=0.5)
+        own = [case.generate(model, photo, cfg_end=share)[1] for share in (0.05, 0.31, 0.9)]
+        monkeypatch.setattr(choose, "registry", lambda: adapters)
+        monkeypatch.setattr(choose, "why_no_cfg_end", lambda pipeline: None)
+        for share, latents in zip((0.05, 0.31, 0.9), own, strict=True):
+            with apply_teacache(model, "cuts", cfg_end=share):
+                assert np.array_equal(latents, case.generate(model, photo)[1])
+
+
+@pytest.mark.parametrize("id", ["klein-base", "klein-base-edit"])
+@pytest.mark.parametrize("method", ["off", "2x", "seacache:2", "dualcache:F=1,rdt=0.99,warmup=1"])
+def test_klein(id, method, tiny, monkeypatch):
+    case = klein_case(id)
+    model = case.build(tiny)
+    unguided = case.generate(model, tiny, num_inference_steps=6, guidance=1.0)
+    with apply_teacache(model, method, cfg_end=0.5) as handle:
+        pixels = case.generate(model, tiny, num_inference_steps=6)
+    last = handle.stats.last
+    assert last.fault is None and last.alone == 3 and 1 <= last.left_out <= 3
+    assert pixels.shape == unguided.shape
+    if method == "off":
+        monkeypatch.setattr(apply, "cutoff", lambda steps, share: 0)
+        with apply_teacache(model, "off", cfg_end=0.5):
+            pixels = case.generate(model, tiny, num_inference_steps=6)
+        assert np.abs(pixels.astype(int) - unguided).max() <= 1
+
+
+@pytest.mark.compiles
+@pytest.mark.parametrize("method", ["off", NEVER])
+def test_compiled_steps(method, photo):
+    """Two compiled functions: equal to the eager ones up to rounding, also where the taps are their outputs."""
+    case = family("z-image")
+    asked = {"steps": 4, "guidance": 3.0}
+    with case.model() as model:
+        made = []
+        for compiling in (mx.disable_compile, mx.enable_compile):
+            compiling()
+            with apply_teacache(model, method, cfg_end=0.5, variant=numbers(case)) as handle:
+                made.append(case.generate(model, photo, **asked)[1])
+            assert handle.stats.last.fault is None and handle.stats.last.left_out == 2
+        mx.disable_compile()
+    assert mx.abs(made[0] - made[1]).max().item() < 1e-3 * mx.abs(made[0]).max().item()
+
+
+def test_image_to_image_counts_from_the_first_step_of_all(photo):
+    case = family("qwen-image:from-image")  # the first two of eight steps are left out
+    with case.model() as model, apply_teacache(model, "cuts", cfg_end=0.5) as handle, counted(case, model) as calls:
+        case.generate(model, photo, guidance=3.0)
+    assert handle.stats.last.alone == 2 and len(calls) == 2 * 2 + 4
+
+
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
+@pytest.mark.parametrize(
+    "asked", [["--cfg-end", "0.5"], ["--teacache", "2x", "--cfg-end", "0.5"], ["--teacache", "2x,cfg_end=0.5"]]
+)
+def test_the_option_alone_and_beside_a_method_and_in_its_text(asked, said):
+    with family("qwen-image").installed():
+        argv = [*QWEN, "--steps", 8, "--guidance", 3]
+        lines, path, recorded, pixels = said(*argv, *asked)
+        assert recorded["cfg_end"] == 0.5 and "(no guidance from step 4 on)" in lines[-1]
+        assert recorded["teacache_left_out"] == (4 if "2x" not in " ".join(asked) else recorded["teacache_left_out"])
+        again, _, repeated, same = said(QWEN[0], "-C", path, "--metadata")
+        assert again == lines and repeated["cfg_end"] == 0.5 and np.array_equal(pixels, same)
+        full, _, repeated, _ = said(QWEN[0], "-C", path, "--metadata", "--cfg-end", 1)
+        assert "cfg_end" not in repeated and not any("left out (" in line for line in full)
+
+
+def test_cfg_end_where_no_step_may_be_skipped(said):
+    """Krea 2's usual sampler adds noise between the steps, which no forecast survives; this does."""
+    with family("krea-2").installed():
+        argv = ["mflux-generate-krea2", *QWEN[1:], "--steps", 8, "--guidance", 3]
+        lines, *_ = said(*argv, "--cfg-end", 0.5)
+    assert lines == ["4 of 16 transformer calls left out (no guidance from step 4 on)"]
+
+
+@pytest.mark.parametrize(
+    ("command", "argv", "words"),
+    [
+        ("mflux-generate-qwen", "--cfg-end 0", "'0' is no share of the steps, above 0 and at most 1; try 0.6"),
+        ("mflux-generate-qwen", "--cfg-end half", "'half' is no share of the steps"),
+        ("mflux-generate-qwen", "--teacache 2x,cfg_end=2", "'2' is no share of the steps"),
+        ("mflux-generate-qwen", "--teacache auto,cfg_end=0.5", "'auto' takes no cfg_end"),
+        ("mflux-generate", "--model dev --cfg-end 0.5", "unrecognized arguments: --cfg-end"),
+        ("mflux-generate", "--model dev --teacache 2x,cfg_end=0.5", "makes no second prediction"),
+        ("mflux-generate-fibo2", "--teacache 2x,cfg_end=0.5", "mflux has the option itself"),
+    ],
+)
+def test_what_cannot_be_right_is_refused_before_anything_loads(command, argv, words, said, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        said(command, "--prompt", '{"x": "y"}', "--steps", 20, *argv.split())
+    message = capsys.readouterr().err
+    assert exit_.value.code == 2 and words in message and "Traceback" not in message
+
+
+@pytest.mark.parametrize("share", [0, 1.5, "half"])
+def test_a_wrong_share_in_python(share):
+    with family("anima").model() as model, pytest.raises(SettingsError, match="is no share of the steps"):
+        apply_teacache(model, "2x", cfg_end=share)
