@@ -195,7 +195,10 @@ def test_every_setting_has_both_names() -> None:
         ("900x", "at most 10x"),
         ("nanx", "not a speed-up"),
         ("x", "neither a number nor a speed-up"),
-        ("teecache:0.2", "'teecache' is no method; there are dualcache, easycache, seacache, speedup, steps, teacache"),
+        (
+            "teecache:0.2",
+            "'teecache' is no method; there are cuts, dualcache, easycache, seacache, speedup, steps, teacache",
+        ),
         ("easycache:", "neither a number"),
         ("easycache:0.2,first=3", "'first=3' is none of ret_steps="),
         ("easycache:0.2,ret_steps=1", "ret_steps=1 is not a whole number from 2 on"),
@@ -236,7 +239,7 @@ def test_what_is_refused_and_what_would_do(text: str, words: str) -> None:
 def test_a_plugins_method_is_known_by_its_name_and_takes_a_forecast() -> None:
     known = {**methods.BUILT_IN, "mine": lambda setting: TeaCache(float(setting))}
     assert parse("mine:0.4+linear", known) == TeaCache(0.4, forecast="linear")
-    with pytest.raises(ArgumentTypeError, match="there are dualcache, easycache, mine, seacache"):
+    with pytest.raises(ArgumentTypeError, match="there are cuts, dualcache, easycache, mine, seacache"):
         parse("ours:0.4", known)
 
 
