@@ -474,7 +474,7 @@ def test_mflux_methods(connect: Connect, tiny, capsys, monkeypatch) -> None:
     connect()
     message = refused("--teacache", "every:2")
     assert (
-        "argument --teacache: 'every:2': 'every' is no method; there are dualcache, seacache, speedup, teacache"
+        "argument --teacache: 'every:2': 'every' is no method; there are cuts, dualcache, seacache, speedup, teacache"
         in message
     )
 
