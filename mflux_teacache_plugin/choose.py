@@ -237,7 +237,7 @@ def recommended(variant: Variant | None, tapped: bool = True) -> Method:
     try:
         found = parse(word)
         if not isinstance(found, str):
-            return found.unasked(variant)
+            return found.as_recommended(variant)
         problem = f"'{found}' is no method"
     except ArgumentTypeError as error:
         problem = str(error)

@@ -128,7 +128,7 @@ class Method:
     def check_steps(self, steps: int | None) -> None:
         """Raise SettingsError, with the fix, if it makes no sense with so many steps; None if they are not known yet."""
 
-    def unasked(self, variant: "Variant | None") -> Self:
+    def as_recommended(self, variant: "Variant | None") -> Self:
         """The same where nobody named it, and it is only what is recommended for a model."""
         return self
 
