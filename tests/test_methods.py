@@ -239,7 +239,7 @@ def test_what_is_refused_and_what_would_do(text: str, words: str) -> None:
 def test_a_plugins_method_is_known_by_its_name_and_takes_a_forecast() -> None:
     known = {**methods.BUILT_IN, "mine": lambda setting: TeaCache(float(setting))}
     assert parse("mine:0.4+linear", known) == TeaCache(0.4, forecast="linear")
-    with pytest.raises(ArgumentTypeError, match="there are cuts, dualcache, .*, mine, seacache"):
+    with pytest.raises(ArgumentTypeError, match=r"there are cuts, dualcache, .*, mine, seacache"):
         parse("ours:0.4", known)
 
 
