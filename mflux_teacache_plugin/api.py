@@ -5,7 +5,7 @@
 | a plugin of mflux's commands     | `hookimpl`                                                                      |
 | a method                         | `Method`, `Setup`, `Gate`, `Change`, `Verdict`, `Facts`, `Generation`           |
 | a method that keeps its own way  | `Cache`, `PredictionCache`, `StepCache`, `BlockCache`, `Calls`                  |
-| a family                         | `Adapter`, `TapPoints`, `DISTILLED_GUIDANCE`, `CLASSIFIER_FREE_GUIDANCE`        |
+| a family                         | `Adapter`, `TapPoints`, `SecondCall`, `DISTILLED_GUIDANCE`, …                   |
 | a variant                        | `Variant`, `Guard`, `Profile`, `Provenance`, `StepList`, `read_variant`         |
 | errors                           | `TeaCacheError` and its kinds                                                   |
 """
@@ -13,6 +13,7 @@
 from mflux_teacache_plugin.adapters.adapter import CLASSIFIER_FREE_GUIDANCE, DISTILLED_GUIDANCE, Adapter
 from mflux_teacache_plugin.caching.block_cache import BlockCache
 from mflux_teacache_plugin.caching.gate import Change, Facts, Gate, Verdict
+from mflux_teacache_plugin.caching.guidance import SecondCall
 from mflux_teacache_plugin.caching.stats import Generation
 from mflux_teacache_plugin.caching.step_cache import Cache, Calls, PredictionCache, StepCache
 from mflux_teacache_plugin.caching.taps import TapPoints
@@ -51,6 +52,7 @@ __all__ = [
     "Setup",
     "StepCache",
     "StepList",
+    "SecondCall",
     "TapPoints",
     "TeaCacheError",
     "UnsupportedModelError",

@@ -12,6 +12,7 @@ from typing import Any
 from mflux_teacache_plugin import choose, methods, settings, summary
 from mflux_teacache_plugin.adapters.intercept import Interception, lists_of_blocks
 from mflux_teacache_plugin.caching.gate import Facts
+from mflux_teacache_plugin.caching.guidance import PromptAlone, cutoff
 from mflux_teacache_plugin.caching.stats import Generation, Stats
 from mflux_teacache_plugin.caching.step_cache import Cache
 from mflux_teacache_plugin.caching.taps import Taps
@@ -56,6 +57,7 @@ class Handle(Observer):
         self._arguments: Mapping[str, Any] = {}  # of the present call of generate_image
         self._interception: Interception | None = None
         self._cache: Cache | None = None
+        self._alone: PromptAlone | None = None
         self._record: Generation | None = None  # of the present generation, once its loop has begun
         self._refused = False  # the present generation is plain mflux from its beginning, and that was said
         #: Of the generation that ended last; None where a fault was said instead.
@@ -90,27 +92,42 @@ class Handle(Observer):
         self._release()
         self._record, self._refused, self.finished = None, False, None
         self._arguments = arguments
-        self._interception = self._intercept(model)
+        self._intercept(model)
 
     def generation_begin(self, model: Any, seed: int, prompt: str, config: Any) -> None:
         if self._refused:
             return
         adapter = self._adapter
         record = self._record = self.stats.begin(config.num_inference_steps - config.init_time_step)
-        choose.check_run(adapter, type(model), model.model_config, self._arguments)
         facts = facts_of(config, adapter.sigmas and adapter.sigmas(model, config, self._arguments))
         record.steps = facts.steps
         setup = Setup(facts, record, self.variant, adapter.branches, adapter.condition)
         if self.method.needs_taps and adapter.taps is not None:
             blocks = {name: len(blocks) for name, blocks in lists_of_blocks(model, adapter).items()}
             setup = replace(setup, blocks=blocks, stream=adapter.taps.stream or adapter.taps.signal_argument)
-        self._cache = self.method.cache(setup)
-        self._interception = self._interception or self._intercept(model)
-        self._cache.attach(self._interception)
+        interception = self._interception or self._intercept(model)
+        try:
+            if self.method.skips:
+                choose.check_run(adapter, type(model), model.model_config, self._arguments)
+            self._cache = self.method.cache(setup)
+        except TeaCacheError as error:  # no step can be skipped; what guidance can do without is left out all the same
+            if self._alone is None:
+                raise
+            record.fault = _in_words(error)
+            self._cache = methods.CUTS.cache(setup)
+        self._cache.attach(interception)
+        if self._alone is not None and adapter.second_call is not None:
+            record.idle = config.guidance is not None and config.guidance == adapter.second_call.idle
+            guided = 0 if record.idle else cutoff(config.num_inference_steps, self.method.cfg_end)
+            self._alone.record, self._alone.begins = record, max(0, guided - config.init_time_step)
+            if self._alone.begins < facts.steps:
+                interception.leave_out_second_calls()
 
     def step_end(self, model: Any, t: int, time_steps: Any) -> None:
         if self._cache is not None:
             self._cache.end_step()
+            if self._alone is not None and self._alone.end_step() and self._adapter.guided_at_once:
+                self._cache.guidance_over()
             time_steps.set_postfix(skipped=f"{self._cache.record.skipped:.3g}", refresh=False)
 
     def loop_end(self, model: Any) -> None:
@@ -147,10 +164,15 @@ class Handle(Observer):
             faults.report("TeaCache stood aside", exception)
 
     def _intercept(self, model: Any) -> Interception:
-        return Interception(model, self._adapter, partial(self.fault, model, "step"))
+        second = self._adapter.second_call
+        if second is not None and (self.method.cfg_end is not None or second.idle is not None):
+            self._alone = PromptAlone(second)
+        self._interception = Interception(model, self._adapter, partial(self.fault, model, "step"), self._alone)
+        return self._interception
 
     def _release(self) -> None:
         """Leave the model's calls, and forget what was kept."""
+        self._alone = None
         if self._interception is not None:
             self._interception.leave()
             self._interception = None
@@ -188,6 +210,7 @@ def apply_teacache(
     coefficients: Sequence[float] | None = None,
     range: tuple[float, float] | None = None,
     variant: Variant | str | None = None,
+    cfg_end: float | None = None,
 ) -> Handle:
     """Make an mflux pipeline skip the denoising steps that barely change the picture.
 
@@ -199,6 +222,8 @@ def apply_teacache(
         coefficients: a polynomial of your own, five numbers, highest power first.
         range: the changes that `coefficients` were fitted on; without it they hold everywhere.
         variant: a Variant, or the id of a coefficient file. Default: the one that matches the model.
+        cfg_end: the share of the steps, above 0, that run with guidance; the others run on the prompt alone. With "off"
+            for `method` nothing else changes.
 
     Returns:
         A handle, also for `with`: `handle.stats`, `handle.restore()`.
@@ -210,6 +235,8 @@ def apply_teacache(
         raise SettingsError("method and threshold were given", hint="give one of them")
     if range is not None and coefficients is None:
         raise SettingsError("range was given without coefficients", hint="give both, or a Variant")
+    if method == methods.OFF and cfg_end is not None:
+        method = methods.CUTS
     wanted = to_method(method if threshold is None else threshold)
     files = choose.catalog()
     if isinstance(variant, Variant):
@@ -224,7 +251,10 @@ def apply_teacache(
             raise SettingsError(
                 f"coefficients were given, but {wanted} uses none", hint="give a threshold, such as 0.2"
             )
-    choice = choose.choose(type(model), model.model_config, None, files, method=wanted, id=variant)
+    try:
+        choice = choose.choose(type(model), model.model_config, None, files, method=wanted, cfg_end=cfg_end, id=variant)
+    except ArgumentTypeError as error:
+        raise SettingsError(f"cfg_end: {error}") from None
     return apply_choice(model, choice)
 
 

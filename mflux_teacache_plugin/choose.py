@@ -1,5 +1,6 @@
 """What a model will run with: adapters, coefficient files and methods from every plugin, and the choice among them."""
 
+import inspect
 from argparse import ArgumentTypeError
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -90,6 +91,7 @@ def choose(
     *,
     method: Method | None = None,
     forecast: str | None = None,
+    cfg_end: float | None = None,
     id: str | None = None,
     options: Mapping[str, Any] = MappingProxyType({}),
 ) -> Choice:
@@ -99,6 +101,7 @@ def choose(
         source: where the weights come from, if not by a name of mflux's.
         method: None for what the variant recommends.
         forecast: instead of the method's own.
+        cfg_end: instead of the method's own.
         id: of the variant; "" for none, None for the one that matches the model.
         options: of the command or the arguments of `generate_image`, if they are known.
 
@@ -117,11 +120,20 @@ def choose(
             hint=f"a variant for {' or '.join(sorted(serving))} fits",
         )
     adapter = next(iter(serving.values())) if variant is None else serving[variant.adapter]
-    check_run(adapter, pipeline, model_config, options)
+    if method is None or method.skips:
+        check_run(adapter, pipeline, model_config, options)
+    else:
+        match = None  # it needs no numbers
     if method is None:
         method = recommended(variant, tapped=adapter.taps is not None)
         if forecast is not None:
             method = method.with_forecast(forecast)
+    if cfg_end is not None:
+        method = method.with_cfg_end(cfg_end)
+    if method.cfg_end is not None and (reason := why_no_cfg_end(pipeline)) is not None:
+        raise UnsupportedModelError(
+            f"there is no cfg_end for {pipeline.__name__} here", cause=reason, hint="leave it out"
+        )
     if adapter.taps is None and method.needs_taps:
         raise UnsupportedModelError(
             f"{method} does not work with {pipeline.__name__} yet",
@@ -177,6 +189,15 @@ def check_run(adapter: Adapter, pipeline: type, model_config: Any | None, option
         raise ConflictError("mflux's own step cache is asked for too", hint="use either --teacache or mflux's option")
 
 
+def why_no_cfg_end(pipeline: type) -> str | None:
+    """Why `cfg_end` is not for a pipeline, or None."""
+    if "cfg_end" in inspect.signature(pipeline.generate_image).parameters:  # type: ignore[attr-defined]
+        return "mflux has the option itself: give --cfg-end alone, or generate_image(cfg_end=...)"
+    if any(adapter.second_call is not None for adapter in registry().serving(pipeline).values()):
+        return None
+    return "its guidance makes no second prediction that could be left out"
+
+
 def active_steps(adapter: Adapter, pipeline: type, args: Any | None) -> int | None:
     """How many steps of a command call the model, from its options; None if that is not known yet.
 
@@ -216,7 +237,7 @@ def recommended(variant: Variant | None, tapped: bool = True) -> Method:
     try:
         found = parse(word)
         if not isinstance(found, str):
-            return found.unasked(variant)
+            return found.as_recommended(variant)
         problem = f"'{found}' is no method"
     except ArgumentTypeError as error:
         problem = str(error)

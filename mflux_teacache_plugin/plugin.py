@@ -4,7 +4,7 @@ import os
 import traceback
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Iterable, Mapping, MutableMapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -16,6 +16,7 @@ from mflux_teacache_plugin.choose import Choice
 from mflux_teacache_plugin.errors import SettingsError, TeaCacheError, UnsupportedModelError
 from mflux_teacache_plugin.host import faults, versions
 from mflux_teacache_plugin.host.specs import hookimpl
+from mflux_teacache_plugin.methods.method import Method, to_share
 from mflux_teacache_plugin.settings import OPTIONS, Settings
 from mflux_teacache_plugin.variants import Catalog
 
@@ -35,8 +36,15 @@ class Request:
     files: Catalog
     parser: ArgumentParser
 
-    def choose(self, pipeline: type, model_config: Any, source: str | None, args: Namespace | None) -> Choice:
-        """What the model will run with. Raises what `choose.choose` does."""
+    def choose(
+        self,
+        pipeline: type,
+        model_config: Any,
+        source: str | None,
+        args: Namespace | None,
+        method: Method | None = None,
+    ) -> Choice:
+        """What the model will run with, or would with another method. Raises what `choose.choose` does."""
         wanted = self.wanted
         options = {} if args is None else vars(args)
         choice = choose.choose(
@@ -44,8 +52,9 @@ class Request:
             model_config,
             source,
             self.files,
-            method=wanted.method,
+            method=method or wanted.method,
             forecast=wanted.forecast,
+            cfg_end=wanted.cfg_end,
             id=wanted.variant,
             options=options,
         )
@@ -123,6 +132,17 @@ def mflux_add_options(parser: ArgumentParser, pipelines: list[type], rejected: M
         metavar="PATH",
         help="A coefficient file, or a folder of them, that goes before all others; implies --teacache.",
     )
+    if not pipelines or any(choose.why_no_cfg_end(pipeline) is None for pipeline in pipelines):
+        group.add_argument(
+            "--cfg-end",
+            dest="teacache_cfg_end",
+            type=to_share,
+            default=None,
+            metavar="SHARE",
+            help="Share of the steps, above 0, that run with guidance; the others run on the prompt alone, which takes half as "
+            "long. Works with and without --teacache. Only where guidance makes two predictions; FIBO 2 and Ideogram 4 have "
+            "mflux's own.",
+        )
     if pipelines and (reason := _why_not(pipelines)) is not None:
         for option in OPTIONS:
             rejected[option] = f"TeaCache: {reason}; the command exits with an error when this is set."
@@ -155,7 +175,10 @@ def mflux_model_loading(pipeline: type, model_config: Any | None, source: str | 
     if request is None or model_config is None or args is None:
         return
     args.teacache_request = None  # nor is it asked again if something fails here
-    if _choose(request, pipeline, model_config, source, args) is not None:
+    choice = _choose(request, pipeline, model_config, source, args)
+    if choice is not None and not choice.method.skips:  # so that the reason is said once
+        request = replace(request, wanted=replace(request.wanted, method=choice.method))
+    if choice is not None:
         args.teacache_request = request
 
 
@@ -201,10 +224,17 @@ def _choose(
     try:
         return request.choose(pipeline, model_config, source, args)
     except TeaCacheError as error:
-        if isinstance(error, SettingsError) and request.wanted.method is None:
-            _say(f"nothing to skip, this run is plain mflux: {error.error}")  # that is what is recommended for it
-        else:
-            impossible(request.wanted, request.parser, error)
+        recommended = request.wanted.method is None
+        if isinstance(error, SettingsError) and (recommended or not request.wanted.explicit):
+            cuts = request.choose(pipeline, model_config, source, args, methods.CUTS)
+            second = cuts.adapter.second_call
+            if cuts.method.cfg_end is not None or (second is not None and second.idle is not None):
+                _say(f"no step is skipped: {error.error}")
+                return cuts
+            if recommended:
+                _say(f"nothing to skip, this run is plain mflux: {error.error}")
+                return None
+        impossible(request.wanted, request.parser, error)
         return None
 
 
@@ -224,8 +254,9 @@ def _check_command(args: Namespace, command: str, pipelines: list[type], wanted:
         raise UnsupportedModelError(f"{command} cannot skip steps", cause=reason, hint="run it without --teacache")
     for pipeline in pipelines:
         for adapter in choose.serving_adapters(pipeline).values():
-            choose.check_run(adapter, pipeline, None, vars(args))
-            if wanted.method is not None:
+            if wanted.method is None or wanted.method.skips:
+                choose.check_run(adapter, pipeline, None, vars(args))
+            if wanted.method is not None and wanted.explicit:
                 wanted.method.check_steps(choose.active_steps(adapter, pipeline, args))
 
 

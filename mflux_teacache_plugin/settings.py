@@ -10,7 +10,7 @@ from typing import Any, Literal
 from mflux_teacache_plugin import methods
 from mflux_teacache_plugin.errors import ConflictError, SettingsError
 from mflux_teacache_plugin.methods import AUTO, OFF
-from mflux_teacache_plugin.methods.method import Method
+from mflux_teacache_plugin.methods.method import Method, to_share
 
 #: The ambient switch: what `--teacache` takes.
 ENVIRONMENT = "MFLUX_TEACACHE"
@@ -28,6 +28,7 @@ METHOD_KEY = "teacache_method"
 VARIANT_KEY = "teacache_variant"
 NUMBERS_KEY = "teacache_numbers"
 COEFFICIENTS_KEY = "teacache_coefficients"
+CFG_END_KEY = "cfg_end"  # mflux's own, which it writes where it has the option itself
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ class Settings:
         coefficients: a coefficient file or folder that goes before all others.
         variant: the id that a recorded run used, "" if none; None to match the model.
         numbers: the digest of that variant's numbers at the time.
+        cfg_end: the share of the steps that run with guidance, instead of the method's own.
     """
 
     method: Method | None
@@ -51,6 +53,7 @@ class Settings:
     coefficients: Path | None = None
     variant: str | None = None
     numbers: str | None = None
+    cfg_end: float | None = None
 
 
 def resolve(
@@ -62,6 +65,17 @@ def resolve(
         ConflictError: the options name two methods.
         SettingsError: naming the sidecar's key, or the environment variable, and the fix.
     """
+    request = _of_method(args, environ, parse)
+    cfg_end = getattr(args, "teacache_cfg_end", None)
+    if cfg_end is None:
+        return request
+    if request is None:
+        return None if cfg_end == 1 else Settings(methods.CUTS, "--cfg-end", True, cfg_end=cfg_end)
+    origin = request.origin if request.explicit else "--cfg-end"
+    return replace(request, cfg_end=cfg_end, origin=origin, explicit=True)
+
+
+def _of_method(args: Namespace | None, environ: Mapping[str, str], parse: Callable[[str], Value]) -> Settings | None:
     coefficients = getattr(args, "teacache_coefficients", None)
     forecast = getattr(args, "teacache_forecast", None)
     given = {option: getattr(args, option[2:], None) for option in METHOD_OPTIONS}
@@ -135,6 +149,13 @@ def _from_sidecar(args: Namespace | None, parse: Callable[[str], Value]) -> Sett
     if value == OFF:
         return False
     coefficients = texts[COEFFICIENTS_KEY]
+    cfg_end = recorded.get(CFG_END_KEY) if hasattr(args, "teacache_cfg_end") else None  # else it is mflux's own
+    try:
+        cfg_end = None if cfg_end is None else to_share(str(cfg_end))
+    except ArgumentTypeError as error:
+        raise SettingsError(
+            error=f"{path}: {CFG_END_KEY}: {error}", hint="correct the file, or pass --cfg-end to override it"
+        ) from None
     return Settings(
         None if isinstance(value, str) else value,
         f"-C {path}",
@@ -142,4 +163,5 @@ def _from_sidecar(args: Namespace | None, parse: Callable[[str], Value]) -> Sett
         coefficients=Path(coefficients) if coefficients else None,
         variant=texts[VARIANT_KEY],
         numbers=texts[NUMBERS_KEY],
+        cfg_end=cfg_end,
     )

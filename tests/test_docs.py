@@ -188,7 +188,7 @@ def test_no_page_names_a_variable_that_does_not_exist(file: str) -> None:
 
 def test_the_metadata_keys_are_documented() -> None:
     variant = read_variant(packaged_folder() / "flux1-dev.toml")
-    written = set(metadata(Generation(4), TeaCache(0.2), variant, "some.toml"))
+    written = set(metadata(Generation(4, alone=2), TeaCache(0.2, cfg_end=0.5), variant, "some.toml"))
     read = {value for name, value in vars(settings_module).items() if name.endswith("_KEY")}
     rows = table(OPTIONS, "Metadata")
     assert not (wrong := compared(set(rows), written, "docs/options.md, Metadata")), wrong

@@ -298,7 +298,7 @@ def test_the_facts_of_a_run():
     config = SimpleNamespace(
         num_inference_steps=4, init_time_step=1, height=96, width=64, scheduler=SimpleNamespace(sigmas=sigmas)
     )
-    assert facts_of(config) == Facts((0.75, 0.5, 0.25), (6, 4)), "rows first"
+    assert facts_of(config) == Facts((0.75, 0.5, 0.25), (6, 4), first=1), "rows first"
     assert facts_of(config, [3, 2, 1, 0]).sigmas == (2.0, 1.0, 0.0)
 
 

@@ -14,7 +14,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mflux_teacache_plugin import _startup, apply, choose, hookimpl
+from mflux_teacache_plugin import _startup, apply, choose, hookimpl, methods
 from mflux_teacache_plugin import hooks as own_hooks
 from mflux_teacache_plugin.adapters import Adapter
 from mflux_teacache_plugin.adapters.tapped import FLUX1
@@ -473,10 +473,8 @@ def test_mflux_methods(connect: Connect, tiny, capsys, monkeypatch) -> None:
 
     connect()
     message = refused("--teacache", "every:2")
-    assert (
-        "argument --teacache: 'every:2': 'every' is no method; there are dualcache, easycache, seacache, speedup, steps, teacache"
-        in message
-    )
+    there_are = ", ".join(sorted(methods.BUILT_IN))
+    assert f"argument --teacache: 'every:2': 'every' is no method; there are {there_are}" in message
 
 
 # ---- other people's packages -----------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from mflux_teacache_plugin.caching.guidance import SecondCall
 from mflux_teacache_plugin.caching.taps import TapPoints
 
 #: Guidance distilled into the model: one call a step, whatever --guidance says.
@@ -26,6 +27,8 @@ class Adapter:
         pipelines: the classes it serves, as "module:Class".
         taps: where the transformer is tapped; None where nobody has said yet, so that only methods that look at predictions can be offered.
         branches: how often the transformer runs within a step at most; for the taps.
+        second_call: how guidance's second prediction is made, so that steps can do without; None where there is none, or
+            where mflux has a `cfg_end` of its own.
         transformer: the pipeline's attribute that holds the transformer, or whatever it calls in its place.
         predict: the pipeline's methods that make one step's function, where mflux compiles it (of several a pipeline may
             have only some); none where it calls the transformer from plain Python.
@@ -44,6 +47,7 @@ class Adapter:
     pipelines: tuple[str, ...]
     taps: TapPoints | None = None
     branches: int = DISTILLED_GUIDANCE
+    second_call: SecondCall | None = None
     transformer: str = "transformer"
     predict: tuple[str, ...] = ()
     on_class: bool = False
@@ -52,6 +56,11 @@ class Adapter:
     steps: Callable[[Namespace], int] | None = None
     takes_all_steps: tuple[str, ...] = ()
     refuses: Callable[[Any | None, Mapping[str, Any]], str | None] | None = None
+
+    @property
+    def guided_at_once(self) -> bool:
+        """Whether one call returns what guidance made of both predictions, or both of them."""
+        return bool(self.predict) or (self.second_call is not None and bool(self.second_call.batch))
 
 
 def pipeline_name(pipeline: type) -> str:

@@ -11,6 +11,7 @@ from types import FunctionType
 from typing import Any
 
 from mflux_teacache_plugin.adapters.adapter import Adapter
+from mflux_teacache_plugin.caching.guidance import PromptAlone
 from mflux_teacache_plugin.caching.taps import TappedForward, Taps
 from mflux_teacache_plugin.host import faults
 from mflux_teacache_plugin.host.layers import stand_before
@@ -19,7 +20,9 @@ from mflux_teacache_plugin.host.layers import stand_before
 class Interception:
     """What stands before one model's calls during one generation, until `leave()`. Keeps the model alive until then.
 
-    `on_fault` is told of what failed here within the loop; the model's own function answers then.
+    Args:
+        on_fault: is told of what failed here within the loop; the model's own function answers then.
+        alone: the steps on the prompt alone, if there may be some; they begin with `leave_out_second_calls`.
     """
 
     def __init__(
@@ -27,11 +30,14 @@ class Interception:
         model: Any,
         adapter: Adapter,
         on_fault: Callable[[Exception], None] = lambda fault: faults.report("mflux runs plain", fault),
+        alone: PromptAlone | None = None,
     ) -> None:
         self._model = model
         self._adapter = adapter
         self._on_fault = on_fault
+        self._alone = alone
         self._undo: list[Callable[[], None]] = []
+        self._stands_before_predict = adapter.on_class
         self._answer: Callable[..., Any] | None = None  # of predictions, where mflux looks for them on the class
         if adapter.on_class:  # mflux makes the function before its loop begins
             for name in adapter.predict:
@@ -56,7 +62,7 @@ class Interception:
         elif not self._adapter.predict:
             self._before(self.transformer, "__call__", answer)
         else:
-            self._before_predict(lambda build, *args: partial(answer, build(*args)))
+            self._before_predict(lambda build, *args: partial(answer, self._built(build, *args)))
 
     def transformer_calls(self, answer: Callable[..., Any], whole_steps: bool = True) -> None:
         """`answer(tapped_forward, *args)` answers each call of the transformer.
@@ -76,7 +82,11 @@ class Interception:
         def predict(forward: Callable[..., Any], compiled: bool) -> Callable[..., Any]:
             if not (compiled and whole_steps):
                 return forward  # its calls of the transformer are answered one by one
-            return partial(answer, TappedForward(taps, forward, compiled=True))
+            guided = partial(answer, TappedForward(taps, forward, compiled=True))
+            if self._alone is None:
+                return guided
+            once = self._alone.once(forward)
+            return self._alone.either(guided, partial(answer, TappedForward(taps, once, compiled=True)))
 
         self._before(self.transformer, "__call__", call)
         self._before_predict(partial(self._uncompiled, predict))
@@ -88,10 +98,23 @@ class Interception:
                 self._before(block, "__call__", layer(name, index, len(blocks)))
         self._before_predict(partial(self._uncompiled, lambda forward, compiled: forward))
 
+    def leave_out_second_calls(self) -> None:
+        """Where the steps are to run on the prompt alone, they do; after every other way in."""
+        assert self._alone is not None
+        if self._adapter.predict and not self._stands_before_predict:
+            self._before_predict(self._built)
+        self._before(self.transformer, "__call__", self._alone.call)
+
+    def _built(self, build: Callable[..., Any], *args: Any) -> Callable[..., Any]:
+        """A step's function, as mflux makes it; and another one for steps on the prompt alone, where there are some."""
+        forward = build(*args)
+        return forward if self._alone is None else self._alone.either(forward, self._alone.once(build(*args)))
+
     def _before(self, target: Any, name: str, layer: Callable[..., Any]) -> None:
         self._undo.append(stand_before(target, name, layer))
 
     def _before_predict(self, layer: Callable[..., Any]) -> None:
+        self._stands_before_predict = True
         for name in self._adapter.predict:
             if hasattr(self._model, name):  # an adapter's pipelines need not have all of its methods
                 self._before(self._model, name, layer)
@@ -108,9 +131,9 @@ class Interception:
 
     def _on_class(self, build: Callable[..., Any], transformer: Any, *args: Any) -> Callable[..., Any]:
         """A step's function; for this model's transformer alone, and only while there is an answer."""
-        forward = build(transformer, *args)
         if transformer is not self.transformer:
-            return forward
+            return build(transformer, *args)
+        forward = self._built(build, transformer, *args)
 
         def step(*a: Any, **k: Any) -> Any:
             return forward(*a, **k) if self._answer is None else self._answer(forward, *a, **k)

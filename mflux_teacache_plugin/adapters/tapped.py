@@ -6,6 +6,7 @@ A skipped ControlNet step never evaluates the ControlNet either: its samples are
 from dataclasses import replace
 
 from mflux_teacache_plugin.adapters.adapter import CLASSIFIER_FREE_GUIDANCE, Adapter
+from mflux_teacache_plugin.caching.guidance import SecondCall
 from mflux_teacache_plugin.caching.taps import TapPoints
 
 _MODELS = "mflux.models"
@@ -46,6 +47,7 @@ KLEIN = Adapter(
     ),
     taps=_DOUBLE_AND_SINGLE,
     branches=CLASSIFIER_FREE_GUIDANCE,  # Python may ask a distilled model for it too
+    second_call=SecondCall(),
     predict=("_predict", "_cached_predict"),  # the second for steps that read the key-value cache
 )
 
@@ -68,6 +70,7 @@ QWEN = Adapter(
         final="norm_out",
     ),
     branches=CLASSIFIER_FREE_GUIDANCE,
+    second_call=SecondCall(idle=1.0),
 )
 
 # `_predict` makes a function of one step, with guidance of both calls, and compiles it. The turbo takes no guidance. The blocks
@@ -83,6 +86,7 @@ Z_IMAGE = Adapter(
         final="all_final_layer.2-1",
     ),
     branches=CLASSIFIER_FREE_GUIDANCE,
+    second_call=SecondCall(),
     predict=("_predict",),
 )
 
@@ -91,6 +95,7 @@ Z_IMAGE_CONTROLNET = replace(
     Z_IMAGE,
     id="z-image-controlnet",
     pipelines=(f"{_MODELS}.z_image.variants.controlnet.z_image_turbo_controlnet:ZImageTurboControlnet",),
+    second_call=None,
     predict=(),
 )
 
@@ -99,6 +104,7 @@ FIBO = Adapter(
     id="fibo",
     pipelines=(f"{_MODELS}.fibo.variants.txt2img.fibo:FIBO", f"{_MODELS}.fibo.variants.edit.fibo_edit:FIBOEdit"),
     taps=_DOUBLE_AND_SINGLE,
+    second_call=SecondCall(batch=("encoder_hidden_states", "text_encoder_layers")),
 )
 
 # ERNIE-Image and its turbo: `_predict` makes a function of one step, with both guidance branches in one batch, and compiles it.
@@ -107,6 +113,7 @@ ERNIE = Adapter(
     id="ernie-image",
     pipelines=(f"{_MODELS}.ernie_image.variants.txt2img.ernie_image:ErnieImage",),
     taps=TapPoints(blocks=("layers",), signal="layers.0.self_attention", signal_argument="x", final="final_norm"),
+    second_call=SecondCall(batch=("hidden_states", "timestep", "text_bth", "text_lens", "cos", "sin", "attn_mask")),
     predict=("_predict",),
 )
 

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mflux_teacache_plugin.adapters.adapter import Adapter
+from mflux_teacache_plugin.caching.guidance import SecondCall
 
 _MODELS = "mflux.models"
 
@@ -78,11 +79,13 @@ UNTAPPED = (
             f"{_MODELS}.qwen21.variants.txt2img.qwen_image_21:QwenImage21",
             f"{_MODELS}.qwen21.variants.edit.qwen_image_21_edit:QwenImage21Edit",
         ),
+        second_call=SecondCall(),
     ),
     Adapter(
         id="qwen-image-2.1-controlnet",
         pipelines=(f"{_MODELS}.qwen21.variants.controlnet.qwen_image_21_controlnet:QwenImage21Controlnet",),
         transformer="controlnet",  # it is given the transformer, and runs its blocks itself
+        second_call=SecondCall(),
     ),
     Adapter(
         id="fibo2",
@@ -97,6 +100,7 @@ UNTAPPED = (
         pipelines=(f"{_MODELS}.krea2.variants.txt2img.krea2:Krea2",),
         predict=("_predict",),
         refuses=_refuse_noise,
+        second_call=SecondCall(),
     ),
     Adapter(
         id="krea-2-controlnet",
@@ -104,6 +108,7 @@ UNTAPPED = (
         predict=("_predict",),
         on_class=True,
         refuses=_refuse_noise,
+        second_call=SecondCall(),
     ),
     Adapter(
         id="anima",
@@ -111,6 +116,7 @@ UNTAPPED = (
         predict=("_predict",),
         on_class=True,
         refuses=_refuse_noise,
+        second_call=SecondCall(),
     ),
     Adapter(
         id="ideogram-4",
@@ -129,16 +135,19 @@ UNTAPPED = (
         id="ming",
         pipelines=(f"{_MODELS}.ming_image.variants.ming_image:MingImage",),
         sigmas=_ming_sigmas,
+        second_call=SecondCall(),
     ),
     Adapter(
         id="moss-image",
         pipelines=(f"{_MODELS}.moss_image.variants.txt2img.moss_image:MOSSImage",),
+        second_call=SecondCall(),
     ),
     Adapter(
         id="iris",
         pipelines=(f"{_MODELS}.iris.variants.txt2img.iris:Iris",),
         sigmas=_iris_sigmas,
         refuses=_refuse_iris_turbo,
+        second_call=SecondCall(batch=(0, 1, 2, 3)),
     ),
     Adapter(
         id="flux3-klein",
@@ -147,6 +156,7 @@ UNTAPPED = (
             f"{_MODELS}.flux3.variants.edit.flux3_klein_edit:Flux3KleinEdit",
         ),
         sigmas=_flux3_sigmas,
+        second_call=SecondCall(idle=1.0),
     ),
 )
 

@@ -40,6 +40,8 @@ class Generation:
     decisions: list[Decision] = field(default_factory=list)
     note: str = ""  #: what its numbers do not know of it, in a few words
     fault: str | None = None  #: why the plugin stood aside midway, if it did
+    alone: int | None = None  #: the step from which on guidance's second prediction was left out, if there was one
+    idle: bool = False  #: whether that changes nothing, at this run's guidance
 
     @property
     def taken(self) -> int:
@@ -55,6 +57,22 @@ class Generation:
     def computed(self) -> float:
         """Work that was done, in steps."""
         return _whole(self.taken - self.skipped)
+
+    @property
+    def calls(self) -> int:
+        """Of the transformer, in steps that were not skipped whole; as with guidance, two a step."""
+        return 2 * len(self._computed_steps())
+
+    @property
+    def left_out(self) -> int:
+        """Those of `calls` that were not made, or were half of a batch that was not."""
+        return 0 if self.alone is None else sum(step >= self.alone for step in self._computed_steps())
+
+    def _computed_steps(self) -> set[int]:
+        done: dict[int, float] = {}
+        for decision in self.decisions:
+            done[decision.step] = done.get(decision.step, 1.0) - decision.share * decision.skipped
+        return {step for step, share in done.items() if share > 1e-6}
 
     @property
     def changes(self) -> list[float]:

@@ -82,6 +82,9 @@ class Cache:
         """Drop everything that is kept."""
         raise NotImplementedError
 
+    def guidance_over(self) -> None:
+        """From here on a step's function returns the prompt's prediction, where it returned one with guidance."""
+
     def stand_aside(self, exception: Exception) -> None:
         """Record a fault; from here on the model's own forward answers. Never raises."""
         self.record.fault = faults.in_words(exception)
@@ -164,6 +167,9 @@ class PredictionCache(Cache):
     def _stand_in(self, kept: Forecast, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> mx.array:
         """What stands in for a skipped call."""
         return kept.at(self.sigma)
+
+    def guidance_over(self) -> None:
+        self.forget()
 
     def kept(self) -> list[mx.array]:
         return [array for prediction in self._predictions.values() for array in prediction.kept]

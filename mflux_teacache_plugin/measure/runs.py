@@ -163,8 +163,12 @@ def picture(command: Command, wanted: str, file: Path) -> Run:
         made.replace(file)
     steps = int(recorded["steps"])
     strength = recorded.get("image_strength") or 0.0  # where the loop starts, as mflux has it
+    left_out = recorded.get("teacache_left_out", 0) / 2  # in steps, of two calls each
     total = steps - max(1, int(steps * min(strength, 1.0))) if strength > 0 else steps
-    computed, skipped = recorded.get("teacache_computed", total), recorded.get("teacache_skipped", 0)
+    computed, skipped = (
+        recorded.get("teacache_computed", total) - left_out,
+        recorded.get("teacache_skipped", 0) + left_out,
+    )
     seconds, method = float(recorded["generation_time_seconds"]), recorded.get("teacache_method")
     return Run(steps, computed, skipped, seconds, wall, peak["memory"], peak["mlx_memory"], method, total)
 

@@ -7,7 +7,9 @@ and in a picture's metadata.
     seacache:0.3            SeaCache
     easycache:0.2           EasyCache; also easycache:0.2,ret_steps=10
     steps:0-9,12,17,24      just these steps
+    cuts                    no step is skipped, only what guidance can do without is left out
     2x+reuse                any of them, with another forecast: reuse, linear or quadratic
+    2x,cfg_end=0.6          any of them, with guidance on the first 0.6 of the steps
 
 Upper and lower case mean the same. A method is one file here, and one line in `BUILT_IN`.
 """
@@ -17,8 +19,8 @@ from collections.abc import Mapping
 from typing import Literal
 
 from mflux_teacache_plugin.host import faults
-from mflux_teacache_plugin.methods import dualcache, easycache, seacache, speedup, steps, teacache
-from mflux_teacache_plugin.methods.method import Method, Parser
+from mflux_teacache_plugin.methods import cuts, dualcache, easycache, seacache, speedup, steps, teacache
+from mflux_teacache_plugin.methods.method import Method, Parser, to_share
 
 AUTO: Literal["auto"] = "auto"
 OFF: Literal["off"] = "off"
@@ -31,7 +33,11 @@ BUILT_IN: dict[str, Parser] = {
     "seacache": seacache.parse,
     "steps": steps.parse,
     "easycache": easycache.parse,
+    "cuts": cuts.parse,
 }
+
+#: Skips no step; beside every method too, what guidance can do without is left out.
+CUTS: Method = cuts.parse("")
 
 #: Methods with an option of their own: name → what stands for its value, and its help.
 OPTIONS = {"dualcache": dualcache.OPTION, "seacache": seacache.OPTION}
@@ -43,7 +49,13 @@ def parse(text: str, known: Mapping[str, Parser] = BUILT_IN) -> Method | Literal
     if word.lower() in (AUTO, OFF):
         return AUTO if word.lower() == AUTO else OFF
     setting, plus, forecast = word.rpartition("+")
+    named, comma, share = word.rpartition(",cfg_end=")
     try:
+        if comma:
+            method = parse(named, known)
+            if isinstance(method, str):
+                raise ArgumentTypeError(f"'{method}' takes no cfg_end; name a method, such as cuts, or give --cfg-end")
+            return method.with_cfg_end(to_share(share))
         if not plus or forecast[:1].isdigit():  # as in 1e+20
             return _method(word, known)
         return _method(setting, known).with_forecast(forecast.lower())
@@ -55,7 +67,9 @@ def parse(text: str, known: Mapping[str, Parser] = BUILT_IN) -> Method | Literal
 
 def _method(text: str, known: Mapping[str, Parser]) -> Method:
     name, colon, setting = text.partition(":")
-    if not colon:  # two methods are known by the form of their setting
+    if text.lower() == "cuts":
+        name, setting = text, ""
+    elif not colon:  # two methods are known by the form of their setting
         name, setting = ("speedup" if text.lower().endswith("x") else "teacache"), text
     parser = known.get(name.lower())
     if parser is None:

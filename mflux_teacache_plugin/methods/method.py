@@ -57,10 +57,14 @@ class Method:
 
     Attributes:
         forecast: what stands in for a skipped step, a key of `ORDERS`; the method's usual one if it is left out.
+        cfg_end: the share of the steps, below 1, that run with guidance; None for all of them.
     """
 
     forecast: str = field(default="", kw_only=True)
+    cfg_end: float | None = field(default=None, kw_only=True)
 
+    #: Whether it skips steps, so that a run has to be fit for that.
+    skips: ClassVar[bool] = True
     #: The forecast that is meant where none is named.
     usual_forecast: ClassVar[str] = "reuse"
     #: What a skipped step is made from: what the step's calls return, or the blocks' residuals.
@@ -84,7 +88,8 @@ class Method:
             object.__setattr__(self, "forecast", self.usual_forecast)
 
     def __str__(self) -> str:
-        return self.setting if self.forecast == self.usual_forecast else f"{self.setting}+{self.forecast}"
+        text = self.setting if self.forecast == self.usual_forecast else f"{self.setting}+{self.forecast}"
+        return text if self.cfg_end is None else f"{text},cfg_end={plain(self.cfg_end)}"
 
     @property
     def order(self) -> int:
@@ -107,6 +112,11 @@ class Method:
             raise ArgumentTypeError(f"'{forecast}' is no forecast; there are {', '.join(ORDERS)}")
         return replace(self, forecast=forecast)
 
+    def with_cfg_end(self, share: float) -> Self:
+        """The same with guidance on this share of the steps. ArgumentTypeError if it is no share."""
+        share = to_share(str(share))
+        return replace(self, cfg_end=None if share == 1 else share)
+
     def check(self, variant: "Variant | None", blocks: Mapping[str, int] | None = None) -> None:
         """Raise SettingsError, with the fix, if it cannot run on a model.
 
@@ -118,7 +128,7 @@ class Method:
     def check_steps(self, steps: int | None) -> None:
         """Raise SettingsError, with the fix, if it makes no sense with so many steps; None if they are not known yet."""
 
-    def unasked(self, variant: "Variant | None") -> Self:
+    def as_recommended(self, variant: "Variant | None") -> Self:
         """The same where nobody named it, and it is only what is recommended for a model."""
         return self
 
@@ -160,6 +170,17 @@ def number(text: str, highest: float = MAX_THRESHOLD, example: str = "0.2") -> f
     if not 0 < value <= highest:
         fix = "use 'off' to switch it off" if value == 0 else f"try {example}"
         raise ArgumentTypeError(f"'{text}' is not above 0 and at most {highest:g}; {fix}")
+    return value
+
+
+def to_share(text: str) -> float:
+    """A share of the steps, for `cfg_end`; ArgumentTypeError, with the fix, for any other text."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value <= 1:
+        raise ArgumentTypeError(f"'{text}' is no share of the steps, above 0 and at most 1; try 0.6")
     return value
 
 

@@ -29,7 +29,7 @@ MAX_SPEEDUP = 10.0
 #: With fewer steps than this each of them changes the whole picture.
 LEAST_STEPS = 6
 
-#: Unasked, none of so few steps is left out, as distilled models take them, unless somebody has recorded a run as short.
+#: By default none of so few steps is left out, as distilled models take them, unless somebody has recorded a run as short.
 FEW_STEPS = 15
 
 
@@ -136,7 +136,7 @@ class Speedup(Method):
     def setting(self) -> str:
         return f"{plain(self.factor)}x"
 
-    def unasked(self, variant: "Variant | None") -> "Speedup":
+    def as_recommended(self, variant: "Variant | None") -> "Speedup":
         recorded = [] if variant is None else [each.steps for each in variant.step_lists]
         if variant is not None and variant.profile is not None:
             recorded.append(len(variant.profile.sigma))

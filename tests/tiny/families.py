@@ -267,8 +267,12 @@ _FIBO_RULES = {"mflux.models.fibo.model.fibo_transformer": {3072: 128, 4096: 64,
 
 
 def _fibo_prompts(guidance: float, **_: Any) -> tuple[str, mx.array, list[mx.array]]:
-    batch = 1 if guidance == 1.0 else 2
-    return "{}", embeddings(batch, TOKENS, 64), [embeddings(batch, TOKENS, 32) for _ in range(3)]
+    prompts = (0,) if guidance == 1.0 else (1, 0)  # the negative one first
+
+    def batch(width: int) -> mx.array:
+        return mx.concatenate([embeddings(1, TOKENS, width, seed=seed) for seed in prompts])
+
+    return "{}", batch(64), [batch(32) for _ in range(3)]
 
 
 def _fibo2() -> dict[str, Any]:
@@ -412,7 +416,8 @@ def _qwen21_prompt(prompt: str, **_: Any) -> tuple[mx.array, mx.array]:
 
 
 def _ernie_prompts(prompts: list[str], **_: Any) -> tuple[mx.array, mx.array]:
-    return embeddings(len(prompts), TOKENS, WIDTH), mx.array([TOKENS] * len(prompts))
+    batch = [embeddings(1, TOKENS, WIDTH, seed=len(prompt)) for prompt in prompts]
+    return mx.concatenate(batch), mx.array([TOKENS] * len(prompts))
 
 
 def _control(photo: Path) -> Any:
