@@ -144,6 +144,15 @@ def test_settings_that_make_no_sense_are_refused_before_anything_is_evaluated(se
     assert code == 2 and message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "options", [("--size", "64"), ("--size", "0x64"), ("--layers", "1,"), ("--steps", "0"), ("-q", "7")]
+)
+def test_numbers_that_make_no_sense_are_refused(options: tuple[str, str], capsys) -> None:
+    with pytest.raises(SystemExit) as left:
+        main(["speed", "dev", *options])
+    assert left.value.code == 2 and f"argument {options[0]}" in capsys.readouterr().err
+
+
 def test_a_schedule_needs_steps(sealed) -> None:
     subject = real_size.build("schnell")
     with pytest.raises(SettingsError, match="4 steps at 2x"):

@@ -20,20 +20,33 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("model", choices=real_size.MODELS, metavar="MODEL", help=", ".join(real_size.MODELS))
     add("settings", nargs="*", type=runs.setting, metavar="SETTING", help="what --teacache takes; default: 2x")
     add("-q", "--quantize", type=int, choices=(3, 4, 5, 6, 8), help="to so many bits, as mflux does it")
-    add("--size", type=numbers, default=(1024, 1024), metavar="WxH", help="default: 1024x1024")
-    add("--steps", type=int, default=20, help="default: 20")
+    add("--size", type=pair, default=(1024, 1024), metavar="WxH", help="default: 1024x1024")
+    add("--steps", type=number, default=20, help="default: 20")
     add("--guidance", type=float, default=4.0, help="default: 4; 1 for none")
-    add("--repetitions", type=int, default=3, help="rounds, in which all take turns; default: 3")
+    add("--repetitions", type=number, default=3, help="rounds, in which all take turns; default: 3")
     add("--layers", type=numbers, default=(), metavar="N[,N]", help="leave so many blocks of each list; default: all")
-    add("--tokens", type=int, metavar="N", help="of the prompt; default: as many as mflux pads it to, or 64")
+    add("--tokens", type=number, metavar="N", help="of the prompt; default: as many as mflux pads it to, or 64")
     add("--float32", action="store_true", help="in place of mflux's bfloat16; faster on a CPU")
     add("--cpu-seconds", action="store_true", help="count this process's own, on a CPU that others use too")
     output.add_format(parser)
 
 
 def numbers(text: str) -> tuple[int, ...]:
-    """`256x256`, or `1,2`."""
-    return tuple(int(each) for each in re.split("[x,]", text))
+    """`256x256`, or `1,2`: whole numbers from 1 on. ValueError for anything else."""
+    found = tuple(int(each) for each in re.split("[x,]", text))
+    if min(found) < 1:
+        raise ValueError(text)
+    return found
+
+
+def pair(text: str) -> tuple[int, ...]:
+    width, height = numbers(text)
+    return width, height
+
+
+def number(text: str) -> int:
+    (found,) = numbers(text)
+    return found
 
 
 def run(args: argparse.Namespace) -> int:

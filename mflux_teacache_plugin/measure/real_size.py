@@ -49,23 +49,21 @@ Clock = Callable[[], float]
 
 class Family(NamedTuple):
     """A pipeline of mflux, "module:Class" below `mflux.models`; the transformer's linear layer that takes a prompt; how many
-    tokens that has, None where mflux pads it to the model's most; calls of the transformer a step without guidance.
+    tokens that has, None where mflux pads it to the model's most.
     """
 
     pipeline: str
     text: str
     tokens: int | None = None
-    calls: int = 1
 
 
 _FLUX1 = Family("flux.variants.txt2img.flux:Flux1", "context_embedder")
 _KLEIN = Family("flux2.variants.txt2img.flux2_klein:Flux2Klein", "context_embedder")
-_QWEN = Family("qwen.variants.txt2img.qwen_image:QwenImage", "txt_in", tokens=64, calls=2)
 _Z_IMAGE = Family("z_image.variants.z_image:ZImage", "cap_embedder.1", tokens=64)
 MODELS = {
     **dict.fromkeys(("dev", "schnell", "krea-dev"), _FLUX1),
     **dict.fromkeys([f"flux2-klein-{size}" for size in ("4b", "9b", "base-4b", "base-9b")], _KLEIN),
-    "qwen-image": _QWEN,
+    "qwen-image": Family("qwen.variants.txt2img.qwen_image:QwenImage", "txt_in", tokens=64),
     **dict.fromkeys(("z-image", "z-image-turbo"), _Z_IMAGE),
 }
 
