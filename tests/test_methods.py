@@ -15,6 +15,7 @@ from mflux_teacache_plugin.errors import SettingsError
 from mflux_teacache_plugin.methods import parse
 from mflux_teacache_plugin.methods.dualcache import PRESETS, DualCache, DualCacheSettings
 from mflux_teacache_plugin.methods.easycache import EasyCache
+from mflux_teacache_plugin.methods.magcache import MagCache
 from mflux_teacache_plugin.methods.method import Method, Setup
 from mflux_teacache_plugin.methods.seacache import SeaCache
 from mflux_teacache_plugin.methods.speedup import Speedup
@@ -42,6 +43,7 @@ METHODS = st.one_of(
     st.builds(SeaCache, THRESHOLDS, forecast=FORECASTS),
     st.builds(Speedup, st.floats(1, 10, exclude_min=True), forecast=FORECASTS),
     st.builds(EasyCache, THRESHOLDS, st.integers(2, 99), forecast=FORECASTS),
+    st.builds(MagCache, THRESHOLDS, st.integers(1, 99), st.floats(0, 1), forecast=FORECASTS),
     st.builds(Steps, LISTS, forecast=FORECASTS),
     st.builds(DualCache, SETTINGS, st.none(), forecast=FORECASTS),
     st.builds(
@@ -138,6 +140,8 @@ def test_a_methods_text_parses_back_to_it(method: Method) -> None:
             EasyCache(0.1, 10, forecast="linear"),
             "easycache:0.1,ret_steps=10+linear",
         ),
+        ("magcache:0.06", MagCache(0.06), "magcache:0.06"),
+        ("magcache:0.24,k=5,retention=0.1", MagCache(0.24, 5, 0.1), "magcache:0.24,K=5,retention=0.1"),
         ("STEPS:0+reuse", Steps((0,), forecast="reuse"), "steps:0+reuse"),
         ("dualcache:F=8", DualCache(DualCacheSettings()), "dualcache:F=8,B=0,rdt=0.08"),
         (
@@ -192,10 +196,16 @@ def test_every_setting_has_both_names() -> None:
         ("900x", "at most 10x"),
         ("nanx", "not a speed-up"),
         ("x", "neither a number nor a speed-up"),
-        ("teecache:0.2", "'teecache' is no method; there are dualcache, easycache, seacache, speedup, steps, teacache"),
+        (
+            "teecache:0.2",
+            "'teecache' is no method; there are dualcache, easycache, magcache, seacache, speedup, steps, teacache",
+        ),
         ("easycache:", "neither a number"),
         ("easycache:0.2,first=3", "'first=3' is none of ret_steps="),
         ("easycache:0.2,ret_steps=1", "ret_steps=1 is not a whole number from 2 on"),
+        ("magcache:0.06,K=0", "K=0 is not a whole number from 1 on"),
+        ("magcache:0.06,retention=nan", "retention=nan is not a number from 0 on"),
+        ("magcache:0.06,F=1", "'F=1' is none of K=, retention="),
         ("steps:", "'' is no list of rising steps, such as 0-9,12"),
         ("steps:3,2", "no list of rising steps"),
         ("steps:1-9", "leaves out step 0"),
@@ -233,7 +243,7 @@ def test_what_is_refused_and_what_would_do(text: str, words: str) -> None:
 def test_a_plugins_method_is_known_by_its_name_and_takes_a_forecast() -> None:
     known = {**methods.BUILT_IN, "mine": lambda setting: TeaCache(float(setting))}
     assert parse("mine:0.4+linear", known) == TeaCache(0.4, forecast="linear")
-    with pytest.raises(ArgumentTypeError, match="there are dualcache, easycache, mine, seacache"):
+    with pytest.raises(ArgumentTypeError, match="there are dualcache, easycache, magcache, mine, seacache"):
         parse("ours:0.4", known)
 
 

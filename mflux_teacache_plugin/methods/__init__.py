@@ -6,6 +6,7 @@ and in a picture's metadata.
     dualcache:aggressive    DualCache; also dualcache:F=8,B=0,rdt=0.08
     seacache:0.3            SeaCache
     easycache:0.2           EasyCache; also easycache:0.2,ret_steps=10
+    magcache:0.06           MagCache; also magcache:0.24,K=5,retention=0.1
     steps:0-9,12,17,24      just these steps
     2x+reuse                any of them, with another forecast: reuse, linear or quadratic
 
@@ -16,7 +17,7 @@ from argparse import ArgumentTypeError
 from collections.abc import Mapping
 from typing import Literal
 
-from mflux_teacache_plugin.methods import dualcache, easycache, seacache, speedup, steps, teacache
+from mflux_teacache_plugin.methods import dualcache, easycache, magcache, seacache, speedup, steps, teacache
 from mflux_teacache_plugin.methods.method import Method, Parser
 
 AUTO: Literal["auto"] = "auto"
@@ -30,6 +31,7 @@ BUILT_IN: dict[str, Parser] = {
     "seacache": seacache.parse,
     "steps": steps.parse,
     "easycache": easycache.parse,
+    "magcache": magcache.parse,
 }
 
 #: Methods with an option of their own: name → what stands for its value, and its help.
