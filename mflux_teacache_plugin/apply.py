@@ -92,6 +92,7 @@ class Handle(Observer):
             blocks = {name: len(blocks) for name, blocks in lists_of_blocks(model, adapter).items()}
             setup = replace(setup, blocks=blocks, stream=adapter.taps.stream or adapter.taps.signal_argument)
         self._cache = self.method.cache(setup)
+        self._cache.window = self.method.window
         self._interception = self._interception or Interception(model, adapter)
         self._cache.attach(self._interception)
 

@@ -1,6 +1,7 @@
 """The grammar of methods: one text names a method with its setting, and every other text is refused with a mend."""
 
 from argparse import ArgumentTypeError
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -17,7 +18,7 @@ from mflux_teacache_plugin.methods.dualcache import PRESETS, DualCache, DualCach
 from mflux_teacache_plugin.methods.easycache import EasyCache
 from mflux_teacache_plugin.methods.magcache import MagCache
 from mflux_teacache_plugin.methods.method import Method, Setup
-from mflux_teacache_plugin.methods.seacache import SeaCache
+from mflux_teacache_plugin.methods.seacache import DiffusersSeaCache, SeaCache
 from mflux_teacache_plugin.methods.speedup import Speedup
 from mflux_teacache_plugin.methods.steps import Steps
 from mflux_teacache_plugin.methods.teacache import TeaCache
@@ -40,6 +41,7 @@ SETTINGS = st.sampled_from(list(PRESETS.values())) | st.builds(
 LISTS = st.sets(st.integers(0, 9999), max_size=30).map(lambda steps: tuple(sorted(steps | {0})))
 METHODS = st.one_of(
     st.builds(TeaCache, THRESHOLDS, forecast=FORECASTS),
+    st.builds(DiffusersSeaCache, THRESHOLDS, forecast=FORECASTS),
     st.builds(SeaCache, THRESHOLDS, forecast=FORECASTS),
     st.builds(Speedup, st.floats(1, 10, exclude_min=True), forecast=FORECASTS),
     st.builds(EasyCache, THRESHOLDS, st.integers(2, 99), forecast=FORECASTS),
@@ -92,12 +94,16 @@ def test_any_text_is_a_method_or_an_error_that_quotes_it(text: str) -> None:
         assert found == named if named in ("auto", "off") else parse(str(found)) == found
 
 
-@given(METHODS)
-def test_a_methods_text_parses_back_to_it(method: Method) -> None:
+WINDOWS = st.tuples(st.integers(0, 999), st.integers(1, 1000)).filter(lambda pair: pair[0] < pair[1])
+
+
+@given(METHODS, WINDOWS)
+def test_a_methods_text_parses_back_to_it(method: Method, window: tuple[int, int]) -> None:
+    method = replace(method, window=(window[0] / 1000, window[1] / 1000))
     found = parse(str(method))
     if isinstance(method, DualCache):  # settings that have a name may get it
         assert isinstance(found, DualCache)
-        assert (found.settings, found.forecast) == (method.settings, method.forecast)
+        assert (found.settings, found.forecast, found.window) == (method.settings, method.forecast, method.window)
         assert str(parse(str(found))) == str(found)
     else:
         assert found == method
@@ -114,6 +120,12 @@ def test_a_methods_text_parses_back_to_it(method: Method) -> None:
         ("DualCache:Aggressive", DualCache(PRESETS["aggressive"], "aggressive"), "dualcache:aggressive"),
         ("dualcache:f=8,RDT=0.1", DualCache(DualCacheSettings(rdt=0.1)), "dualcache:F=8,B=0,rdt=0.1"),
         ("2", TeaCache(2.0), "2"),
+        ("seacache:0.25, Diffusers", DiffusersSeaCache(0.25), "seacache:0.25,diffusers"),
+        ("seacache:0.3,diffusers+reuse", DiffusersSeaCache(0.3, forecast="reuse"), "seacache:0.3,diffusers+reuse"),
+        ("2x@0.1-0.9", Speedup(2.0, window=(0.1, 0.9)), "2x@0.1-0.9"),
+        ("2x@.1-1+reuse", Speedup(2.0, window=(0.1, 1), forecast="reuse"), "2x@0.1-1+reuse"),
+        ("0.2@0-0.9", TeaCache(0.2, window=(0, 0.9)), "0.2@0-0.9"),
+        ("dualcache:aggressive@0-1", DualCache(PRESETS["aggressive"], "aggressive"), "dualcache:aggressive"),
         ("2.0", TeaCache(2.0), "2"),
         ("0.2+reuse", TeaCache(0.2), "0.2"),
         ("0.2+linear", TeaCache(0.2, forecast="linear"), "0.2+linear"),
@@ -206,6 +218,12 @@ def test_every_setting_has_both_names() -> None:
         ("magcache:0.06,K=0", "K=0 is not a whole number from 1 on"),
         ("magcache:0.06,retention=nan", "retention=nan is not a number from 0 on"),
         ("magcache:0.06,F=1", "'F=1' is none of K=, retention="),
+        ("seacache:0.3,comfy", "'comfy' is not 'diffusers'"),
+        ("2x@0.9-0.1", "'@0.9-0.1' is no part of a run; write shares between 0 and 1, such as @0.1-0.9"),
+        ("2x@", "no part of a run"),
+        ("2x@.-.", "no part of a run"),
+        ("2x@0.1", "no part of a run"),
+        ("2x@0.1-1.5", "no part of a run"),
         ("steps:", "'' is no list of rising steps, such as 0-9,12"),
         ("steps:3,2", "no list of rising steps"),
         ("steps:1-9", "leaves out step 0"),
@@ -275,6 +293,14 @@ def test_a_speed_up_is_met_or_refused_with_a_number_of_steps_that_would_do(
 
 def test_steps_that_are_not_known_yet_are_no_reason_to_refuse() -> None:
     Speedup(1.5).check_steps(None)
+
+
+def test_seacache_as_diffusers_has_it_computes_after_two_skips() -> None:
+    gate = parse("seacache:0.25,diffusers").gate(
+        Setup(Facts(tuple(1 - step / 12 for step in range(12))), Generation(12))
+    )
+    assert [step for step in range(12) if not gate(step, lambda: 0.01).skip] == [0, 3, 6, 9, 11]
+    assert parse("seacache:0.25,diffusers").order == 1
 
 
 def test_a_list_of_steps_must_fit_the_run_and_is_what_is_computed() -> None:

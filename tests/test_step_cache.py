@@ -383,3 +383,13 @@ def test_a_gate_that_asks_for_a_signal_where_there_is_none_costs_the_gain():
         cache.end_step()
     assert forward.calls == 2
     assert "signal" in cache.record.fault
+
+
+def test_outside_the_window_everything_is_computed():
+    forward, cache = Counted(), predictions(Told(*range(1, 10)), 10)
+    cache.window = (0.3, 0.7)
+    for _ in range(10):
+        cache.run(forward)
+        cache.end_step()
+    assert [each.step for each in cache.record.decisions if each.skipped] == [3, 4, 5, 6]
+    assert [each.reason for each in cache.record.decisions][7:] == ["outside the window"] * 3

@@ -4,11 +4,12 @@ and in a picture's metadata.
     0.2                     TeaCache, with this threshold
     1.5x                    a schedule of as many steps as give this speed-up
     dualcache:aggressive    DualCache; also dualcache:F=8,B=0,rdt=0.08
-    seacache:0.3            SeaCache
+    seacache:0.3            SeaCache; also seacache:0.25,diffusers
     easycache:0.2           EasyCache; also easycache:0.2,ret_steps=10
     magcache:0.06           MagCache; also magcache:0.24,K=5,retention=0.1
     steps:0-9,12,17,24      just these steps
     2x+reuse                any of them, with another forecast: reuse, linear or quadratic
+    2x@0.1-0.9              any of them, with everything computed before and after these shares of the run
 
 Upper and lower case mean the same. A method is one file here, and one line in `BUILT_IN`.
 """
@@ -55,6 +56,9 @@ def parse(text: str, known: Mapping[str, Parser] = BUILT_IN) -> Method | Literal
 
 
 def _method(text: str, known: Mapping[str, Parser]) -> Method:
+    text, at, window = text.partition("@")
+    if at:
+        return _method(text, known).with_window(window)
     name, colon, setting = text.partition(":")
     if not colon:  # two methods are known by the form of their setting
         name, setting = ("speedup" if text.lower().endswith("x") else "teacache"), text

@@ -5,6 +5,7 @@ hook `mflux_methods`.
 """
 
 import math
+import re
 from argparse import ArgumentTypeError
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -57,9 +58,11 @@ class Method:
 
     Attributes:
         forecast: what stands in for a skipped step, a key of `ORDERS`; the method's usual one if it is left out.
+        window: the shares of the run between which steps may be skipped; whatever lies outside is computed.
     """
 
     forecast: str = field(default="", kw_only=True)
+    window: tuple[float, float] = field(default=(0.0, 1.0), kw_only=True)
 
     #: The forecast that is meant where none is named.
     usual_forecast: ClassVar[str] = "reuse"
@@ -84,7 +87,8 @@ class Method:
             object.__setattr__(self, "forecast", self.usual_forecast)
 
     def __str__(self) -> str:
-        return self.setting if self.forecast == self.usual_forecast else f"{self.setting}+{self.forecast}"
+        window = "" if self.window == (0.0, 1.0) else "@" + "-".join(plain(share) for share in self.window)
+        return f"{self.setting}{window}" + f"+{self.forecast}" * (self.forecast != self.usual_forecast)
 
     @property
     def order(self) -> int:
@@ -106,6 +110,17 @@ class Method:
         if forecast not in ORDERS:
             raise ArgumentTypeError(f"'{forecast}' is no forecast; there are {', '.join(ORDERS)}")
         return replace(self, forecast=forecast)
+
+    def with_window(self, text: str) -> Self:
+        """The same with a window such as `0.1-0.9`. ArgumentTypeError, with the form, for any other text."""
+        found = re.fullmatch(r"([01]?\.?\d{0,3})-([01]?\.?\d{0,3})", text.strip())
+        try:
+            start, end = (float(share) for share in found.groups()) if found else (1.0, 0.0)
+        except ValueError:
+            start, end = 1.0, 0.0
+        if not 0 <= start < end <= 1:
+            raise ArgumentTypeError(f"'@{text}' is no part of a run; write shares between 0 and 1, such as @0.1-0.9")
+        return replace(self, window=(start, end))
 
     def check(self, variant: "Variant | None", blocks: Mapping[str, int] | None = None) -> None:
         """Raise SettingsError, with the fix, if it cannot run on a model.
