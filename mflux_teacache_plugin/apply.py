@@ -99,7 +99,7 @@ class Handle(Observer):
     def step_end(self, model: Any, t: int, time_steps: Any) -> None:
         if self._cache is not None:
             self._cache.end_step()
-            time_steps.set_postfix(skipped=f"{self._cache.record.skipped:.3g}", refresh=False)
+            time_steps.set_postfix(**self._cache.progress(), refresh=False)
 
     def loop_end(self, model: Any) -> None:
         self._release()

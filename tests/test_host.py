@@ -474,7 +474,7 @@ def test_mflux_methods(connect: Connect, tiny, capsys, monkeypatch) -> None:
     connect()
     message = refused("--teacache", "every:2")
     assert (
-        "argument --teacache: 'every:2': 'every' is no method; there are dualcache, easycache, magcache, seacache, speedup, steps, teacache"
+        "argument --teacache: 'every:2': 'every' is no method; there are dualcache, easycache, magcache, seacache, seconds, speedup, steps, teacache"
         in message
     )
 

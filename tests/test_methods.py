@@ -19,6 +19,7 @@ from mflux_teacache_plugin.methods.easycache import EasyCache
 from mflux_teacache_plugin.methods.magcache import MagCache
 from mflux_teacache_plugin.methods.method import Method, Setup
 from mflux_teacache_plugin.methods.seacache import DiffusersSeaCache, SeaCache
+from mflux_teacache_plugin.methods.seconds import Seconds
 from mflux_teacache_plugin.methods.speedup import Speedup
 from mflux_teacache_plugin.methods.steps import Steps
 from mflux_teacache_plugin.methods.teacache import TeaCache
@@ -46,6 +47,7 @@ METHODS = st.one_of(
     st.builds(Speedup, st.floats(1, 10, exclude_min=True), forecast=FORECASTS),
     st.builds(EasyCache, THRESHOLDS, st.integers(2, 99), forecast=FORECASTS),
     st.builds(MagCache, THRESHOLDS, st.integers(1, 99), st.floats(0, 1), forecast=FORECASTS),
+    st.builds(Seconds, st.floats(0, 86400, exclude_min=True), forecast=FORECASTS),
     st.builds(Steps, LISTS, forecast=FORECASTS),
     st.builds(DualCache, SETTINGS, st.none(), forecast=FORECASTS),
     st.builds(
@@ -154,6 +156,8 @@ def test_a_methods_text_parses_back_to_it(method: Method, window: tuple[int, int
         ),
         ("magcache:0.06", MagCache(0.06), "magcache:0.06"),
         ("magcache:0.24,k=5,retention=0.1", MagCache(0.24, 5, 0.1), "magcache:0.24,K=5,retention=0.1"),
+        ("90s", Seconds(90.0), "90s"),
+        ("seconds:7.5S+reuse", Seconds(7.5, forecast="reuse"), "7.5s+reuse"),
         ("STEPS:0+reuse", Steps((0,), forecast="reuse"), "steps:0+reuse"),
         ("dualcache:F=8", DualCache(DualCacheSettings()), "dualcache:F=8,B=0,rdt=0.08"),
         (
@@ -210,7 +214,7 @@ def test_every_setting_has_both_names() -> None:
         ("x", "neither a number nor a speed-up"),
         (
             "teecache:0.2",
-            "'teecache' is no method; there are dualcache, easycache, magcache, seacache, speedup, steps, teacache",
+            "'teecache' is no method; there are dualcache, easycache, magcache, seacache, seconds, speedup, steps, teacache",
         ),
         ("easycache:", "neither a number"),
         ("easycache:0.2,first=3", "'first=3' is none of ret_steps="),
@@ -224,6 +228,9 @@ def test_every_setting_has_both_names() -> None:
         ("2x@.-.", "no part of a run"),
         ("2x@0.1", "no part of a run"),
         ("2x@0.1-1.5", "no part of a run"),
+        ("0s", "no time above 0 and at most a day; try 90s"),
+        ("seconds:nan", "no time above 0"),
+        ("1e9s", "at most a day"),
         ("steps:", "'' is no list of rising steps, such as 0-9,12"),
         ("steps:3,2", "no list of rising steps"),
         ("steps:1-9", "leaves out step 0"),

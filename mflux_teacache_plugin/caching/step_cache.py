@@ -73,6 +73,10 @@ class Cache:
         self._calls = 0
         mx.async_eval(self.kept())
 
+    def progress(self) -> dict[str, str]:
+        """What the progress bar shows."""
+        return {"skipped": f"{self.record.skipped:.3g}"}
+
     def kept(self) -> list[mx.array]:
         """Every array that is held."""
         raise NotImplementedError

@@ -7,6 +7,7 @@ and in a picture's metadata.
     seacache:0.3            SeaCache; also seacache:0.25,diffusers
     easycache:0.2           EasyCache; also easycache:0.2,ret_steps=10
     magcache:0.06           MagCache; also magcache:0.24,K=5,retention=0.1
+    90s                     as many steps as the loop computes in this time
     steps:0-9,12,17,24      just these steps
     2x+reuse                any of them, with another forecast: reuse, linear or quadratic
     2x@0.1-0.9              any of them, with everything computed before and after these shares of the run
@@ -14,11 +15,12 @@ and in a picture's metadata.
 Upper and lower case mean the same. A method is one file here, and one line in `BUILT_IN`.
 """
 
+import re
 from argparse import ArgumentTypeError
 from collections.abc import Mapping
 from typing import Literal
 
-from mflux_teacache_plugin.methods import dualcache, easycache, magcache, seacache, speedup, steps, teacache
+from mflux_teacache_plugin.methods import dualcache, easycache, magcache, seacache, seconds, speedup, steps, teacache
 from mflux_teacache_plugin.methods.method import Method, Parser
 
 AUTO: Literal["auto"] = "auto"
@@ -33,6 +35,7 @@ BUILT_IN: dict[str, Parser] = {
     "steps": steps.parse,
     "easycache": easycache.parse,
     "magcache": magcache.parse,
+    "seconds": seconds.parse,
 }
 
 #: Methods with an option of their own: name → what stands for its value, and its help.
@@ -60,8 +63,9 @@ def _method(text: str, known: Mapping[str, Parser]) -> Method:
     if at:
         return _method(text, known).with_window(window)
     name, colon, setting = text.partition(":")
-    if not colon:  # two methods are known by the form of their setting
-        name, setting = ("speedup" if text.lower().endswith("x") else "teacache"), text
+    if not colon:  # three methods are known by the form of their setting
+        name = "speedup" if text.lower().endswith("x") else "seconds" if re.match(r"[\d.].*[sS]$", text) else "teacache"
+        setting = text
     parser = known.get(name.lower())
     if parser is None:
         raise ArgumentTypeError(f"'{name}' is no method; there are {', '.join(sorted(known))}")

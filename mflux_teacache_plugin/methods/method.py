@@ -149,6 +149,10 @@ class Method:
         transform = partial(self.transform, facts=facts)
         return StepCache(gate, facts, self.order, record, setup.branches, transform)
 
+    def recorded(self, generation: Generation) -> str:
+        """The text that repeats a generation, for its picture's metadata."""
+        return str(self)
+
     def details(self, generation: Generation) -> str:
         """What the line after the picture adds when steps were skipped; may be empty."""
         return ""
