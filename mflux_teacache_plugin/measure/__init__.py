@@ -13,7 +13,6 @@
 | `report`    | all that one looks at after a series, in one HTML file                           |
 | `files`     | files that are whole or not there, JSON                                          |
 | `machine`   | where figures were made                                                          |
-| `real_size` | a pipeline at its real size with random weights: what a cache costs and saves       |
 | `shards`    | the same work on several machines, over MLX's distributed engine                 |
 
 Nothing here is imported by a run of mflux. What is heavy (matplotlib, scikit-image) is imported where it is used.
