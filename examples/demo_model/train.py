@@ -40,7 +40,7 @@ def prepare(folder: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--minutes", type=float, default=150, help="of the transformer's training")
-    parser.add_argument("--vae-minutes", type=float, default=30, help="of the VAE's, before it")
+    parser.add_argument("--vae-minutes", type=float, default=60, help="of the VAE's, before it")
     parser.add_argument("--out", type=Path, required=True, help="where checkpoints and plots go")
     parser.add_argument("--mflux-python", default=sys.executable, help="interpreter that has mflux, if not this one")
     parser.add_argument("--float32", action="store_true", help="for a CPU without bfloat16 units")
