@@ -19,9 +19,10 @@ from mflux_teacache_plugin.variants.catalog import load_catalog
 
 EXAMPLES = Path(__file__).parent.parent / "examples" / "demo_model"
 STEPS, GUIDANCE, SIDE, WIDE = 25, 4.0, 128, 192
+QUANTIZED_STEPS = 12  # a step takes longer then, on a CPU
 
-#: Of the benchmark prompts, eight of eight things on four grounds.
-PICTURES = (0, 1, 2, 4, 7, 8, 9, 13)
+#: Of the benchmark prompts, eight that are drawn well; the nearest thing is the right one in all 16.
+PICTURES = (1, 2, 3, 4, 7, 8, 12, 13)
 
 #: At landing what is recommended gave SSIM 0.9999 on this prompt at 50 steps (plain, as many as were computed: 0.9983); less a
 #: margin for another MLX.
@@ -136,7 +137,7 @@ def test_quantized_it_still_shows_it(prompts, check, bits):
     demo_model.prepare(config)
     quantized = Flux2Klein(model_config=config, quantize=bits)
     prompt = prompts[CACHED]
-    assert check.matches(prompt["prompt"], check.describe(generate(quantized, prompt)))
+    assert check.matches(prompt["prompt"], check.describe(generate(quantized, prompt, QUANTIZED_STEPS)))
 
 
 def test_quality_at_the_default_setting_does_not_fall(model, prompts):
