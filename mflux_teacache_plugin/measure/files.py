@@ -1,7 +1,6 @@
 """Files that are whole or not there, and JSON as they hold it."""
 
 import json
-import math
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -42,12 +41,5 @@ def staged(folder: Path) -> Iterator[Path]:
 
 def as_json(value: Any) -> str:
     """As text; JSON has no infinity, so that of a PSNR (the same picture) becomes null."""
-    return json.dumps(_finite(value), indent=2, default=str)
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(each) for key, each in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(each) for each in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    plain = json.loads(json.dumps(value, default=str), parse_constant=lambda _: None)
+    return json.dumps(plain, indent=2)
