@@ -383,7 +383,7 @@ def test_bench_writes_everything_and_prints_a_table(run, tmp_path, a_suite) -> N
     assert "\ndev, 10 steps\nSETTING" in text and "\ndev, 4 bits, 10 steps\nSETTING" in text
     assert "dev, 10 steps: No setting keeps its pictures and beats plain mflux with as many steps" in text
     made = {"comparison-1.png", "comparison-2.png", "frontier.png", "sizes.png", "report.html"}
-    assert {path.name for path in out.iterdir()} == made | {"pictures", "results.json", "runs.jsonl"}
+    assert {path.name for path in out.iterdir()} == made | {"pictures", "results.json", "runs"}
     found = json.loads((out / "results.json").read_text())
     assert [(row["group"], row["setting"]) for row in found["rows"]][:3] == [
         ("dev, 10 steps", "off"),
@@ -416,9 +416,9 @@ def test_an_interrupted_bench_goes_on_where_it_stopped(run, tmp_path, a_suite, m
     monkeypatch.setenv("PRETENDED_FAILS", "pears")
     code, _, err = run("bench", file, "--out", out)
     assert code == 2 and "out of memory" in err
-    kept = (out / "runs.rank0.jsonl").read_text().split("\n")[1:]
+    kept = list((out / "runs").iterdir())
     assert len(kept) == 10, "two seeds of the first prompt"
-    (out / "runs.rank0.jsonl").write_text("\n".join(["", *kept[:-1], kept[-1][:40]]))  # torn: it was being written
+    kept[-1].write_text(kept[-1].read_text()[:40])  # torn: it was being written
     monkeypatch.delenv("PRETENDED_FAILS")
     pretended.made.clear()
     code, _, err = run("bench", file, "--out", out)
@@ -523,7 +523,7 @@ def test_a_rank_that_fails_is_named_and_what_was_streamed_is_kept(how: str, tmp_
     done = launched(2, "bench", a_suite(SHARED), "--out", out, **{f"PRETENDED_{how}": "plums"})
     name = {"FAILS": r"rank 1 \(.*\): error: `mflux-generate .*plums", "DIES": "Node with rank 1 exited with code -9"}
     assert re.search(name[how], done.stdout + done.stderr), done.stderr
-    assert len((out / "runs.rank1.jsonl").read_text().split()) >= 5, "the pears"
+    assert len(list((out / "runs").glob("*-p2-*.json"))) == 5, "the pears"
     assert not (out / "results.json").exists()
 
 

@@ -63,17 +63,21 @@ class Shot:
 Maker = Callable[[Case, str, int, int], Shot]
 
 
+def slug(case: Case, setting: str, steps: int) -> str:
+    """What begins the names of a shot's files."""
+    return re.sub(r"[^\w.=+-]+", "-", f"{case.name}-{f'plain-{steps}-steps' if setting == OFF else setting}")
+
+
 def maker(folder: Path) -> Maker:
     """Makes shots whose pictures go to `folder`. Only the first repetition's stay."""
 
     def make(case: Case, setting: str, steps: int, repetition: int) -> Shot:
-        way = f"plain-{steps}-steps" if setting == OFF else setting
-        slug = re.sub(r"[^\w.=+-]+", "-", f"{case.name}-{way}")
-        file = folder / (f"{slug}.png" if repetition == 0 else f".{slug}-again.png")
+        name = f"{slug(case, setting, steps)}.png"
+        file = folder / (f".{name}" if repetition else name)
         run = runs.picture(case.command.with_options(steps=steps), setting, file)
         if repetition:
             file.unlink()
-        return Shot(case.name, setting, steps, repetition, f"{slug}.png", run)
+        return Shot(case.name, setting, steps, repetition, name, run)
 
     return make
 

@@ -45,13 +45,9 @@ def world() -> World:
     try:
         group = mx.distributed.init(strict=True)
     except RuntimeError as error:
-        what, hint = (
-            "this process was launched as one of several, and cannot reach the others",
-            "see `mlx.launch --help`",
-        )
-        raise ShardError(
-            what, cause=str(error), hint=f"{hint}; without mlx.launch one process does all the work"
-        ) from None
+        what = "this process was launched as one of several, and cannot reach the others"
+        hint = "see `mlx.launch --help`; without mlx.launch one process does all the work"
+        raise ShardError(what, cause=str(error), hint=hint) from None
     return World(group.rank(), group.size())
 
 
@@ -85,50 +81,41 @@ def gather(rows: Sequence[Any]) -> list[Any] | None:
     Args:
         rows: any JSON values, one for each item of `mine(items)`, in that order.
     """
-    shares, size = _every(list(rows)), world().size
-    if not leads():
-        return None
-    return [shares[index % size][index // size] for index in range(sum(map(len, shares)))]
+    shares, size = [json.loads(data) for data in _every(json.dumps(list(rows)).encode())], world().size
+    return [shares[n % size][n // size] for n in range(sum(map(len, shares)))] if leads() else None
 
 
 def share(value: Any) -> Any:
     """Rank 0's `value`, any JSON value, on every rank. All ranks have to come; what the others give does not count."""
-    return _every(value if leads() else None)[0]
+    return json.loads(_every(json.dumps(value if leads() else None).encode())[0])
 
 
 def wait() -> None:
     """Until all ranks are here."""
-    gather([])
+    _every(b"")
 
 
 def gather_files(files: Sequence[Path], folder: Path) -> None:
     """Bring the files below `folder` that this rank made to rank 0's `folder`, under the same names.
 
-    A file that rank 0 has already, as it does where the ranks share a disk, is left alone. One file after the other, so
-    that memory holds one of each rank.
+    One file after the other, so that memory holds one of each rank. Where the ranks share a disk, nothing is written.
     """
-    rank, size = world()
-    if size == 1:
+    if world().size == 1:
         return
-    numbers = [int(data) for data in _all_gather(str(len(files)).encode())]
-    for index in range(max(numbers)):
+    for index in range(max(map(int, _every(str(len(files)).encode())))):
         own = [f.relative_to(folder).as_posix().encode() + b"\0" + f.read_bytes() for f in files[index : index + 1]]
-        for data in filter(None, _all_gather(b"".join(own))):
+        for data in filter(None, _every(b"".join(own))):
             name, _, contents = data.partition(b"\0")
             target = folder / name.decode()
-            if rank == 0 and not target.exists():
+            if leads() and not (target.exists() and target.read_bytes() == contents):
                 target.parent.mkdir(parents=True, exist_ok=True)
                 target.write_bytes(contents)
 
 
-def _every(value: Any) -> list[Any]:
-    """Every rank's value, as JSON makes it: the same whatever the number of ranks."""
-    data = json.dumps(value).encode()
-    return [json.loads(each) for each in (_all_gather(data) if world().size > 1 else [data])]
-
-
-def _all_gather(data: bytes) -> list[bytes]:
+def _every(data: bytes) -> list[bytes]:
     """The bytes of every rank, by rank. They are padded on the way: MLX gathers arrays of one shape."""
+    if world().size == 1:
+        return [data]
     import mlx.core as mx
     import numpy as np
 
@@ -146,15 +133,13 @@ def _all_gather(data: bytes) -> list[bytes]:
 @contextmanager
 def stoppable() -> Iterator[None]:
     """Have the launcher's SIGTERM unwind this rank as Ctrl-C would, so that the process it waits for is ended too."""
-    if not _launched():
-        yield
-        return
 
     def stop(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGTERM, stop)
+    before = signal.signal(signal.SIGTERM, stop) if _launched() else None
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        if before is not None:
+            signal.signal(signal.SIGTERM, before)
