@@ -22,30 +22,27 @@ def run(args: argparse.Namespace) -> int:
     if args.id is not None:
         files.by_id(args.id)
         shadows = [entry.place for entry in files.shadowed.get(args.id, [])]
-        return _show({**_as_dict(files.variants[args.id]), "shadows": shadows}, args.format)
+        _show({**_as_dict(files.variants[args.id]), "shadows": shadows}, args.format)
+        return 0
     entries = [entry for _, entry in sorted(files.variants.items())]
     if args.format == "json":
         output.print_json([_as_dict(entry) for entry in entries])
         return 0
     rows = [
-        (v.id, v.adapter, v.threshold, v.distilled, v.provenance.fitted, entry.origin, ", ".join(v.models))
-        for entry in entries
-        for v in [entry.variant]
+        (v.id, v.adapter, v.threshold, v.distilled, v.provenance.fitted, origin, ", ".join(v.models))
+        for v, origin in [(entry.variant, entry.origin) for entry in entries]
     ]
     output.print_table(("VARIANT", "ADAPTER", "THRESHOLD", "DISTILLED", "FITTED", "FROM", "MODELS"), rows)
     return 0
 
 
-def _show(shown: dict[str, Any], format: str) -> int:
+def _show(shown: dict[str, Any], format: str) -> None:
     if format == "json":
-        output.print_json(shown)
-        return 0
+        return output.print_json(shown)
     shown["provenance"] = shown.pop("provenance")  # last, and at length
     for key, value in _flat(shown):
         if value not in (None, [], ()):
-            text = ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else value
-            print(f"{key:20} {text}")
-    return 0
+            print(f"{key:20} {', '.join(map(str, value)) if isinstance(value, (list, tuple)) else value}")
 
 
 def _as_dict(entry: Entry) -> dict[str, Any]:

@@ -22,21 +22,14 @@ def write(file: Path, data: bytes | str) -> None:
 def staged(folder: Path) -> Iterator[Path]:
     """A folder for files that come to `folder` together, when all went well; otherwise `folder` is as it was.
 
-    Raises:
-        OSError: `folder` cannot be made or written to; before anything else happens.
+    Raises OSError if nothing can be written there, before anything else happens.
     """
-    new = [parent for parent in (folder, *folder.parents) if not parent.exists()]
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        with tempfile.TemporaryDirectory(dir=folder, prefix=".making-") as stage:
-            yield Path(stage)
-            for file in Path(stage).iterdir():
-                file.replace(folder / file.name)
-    except BaseException:
-        for made in new:
-            if made.is_dir() and not any(made.iterdir()):
-                made.rmdir()
-        raise
+    nearest = next(each for each in (folder, *folder.absolute().parents) if each.exists())
+    with tempfile.TemporaryDirectory(dir=nearest, prefix=".making-") as stage:
+        yield Path(stage)
+        folder.mkdir(parents=True, exist_ok=True)
+        for file in Path(stage).iterdir():
+            file.replace(folder / file.name)
 
 
 def as_json(value: Any) -> str:

@@ -175,27 +175,22 @@ def as_table(
 ) -> dict[str, Any]:
     """Everything that was found, for a JSON file: the machine, the rows, and each run with its picture's nearness."""
     made = [
-        {**vars(shot), **asdict(shot.run), **(asdict(near[shot.file]) if shot.repetition == 0 else {})}
-        for shot in shots
+        {**vars(shot), **asdict(shot.run), **(vars(near[shot.file]) if not shot.repetition else {})} for shot in shots
     ]
-    for each in made:
-        del each["run"]
     return {
         "machine": machine.describe(),
         "rows": [flat(row) for row in found],
         "cases": [{"name": case.name, "group": case.group, "prompt": case.prompt, "seed": case.seed} for case in cases],
-        "runs": made,
+        "runs": [{key: value for key, value in each.items() if key != "run"} for each in made],
     }
 
 
 def flat(row: Row) -> dict[str, Any]:
     """A row without nesting: `cost.seconds` becomes `seconds`, `fewer.seconds` becomes `fewer_seconds`."""
-    parts: dict[str, Any] = {"of_ideal": row.speedup / row.ideal}
-    for name, value in vars(row).items():
-        kind = Cost if name in ("cost", "fewer") else Summary if name.endswith("quality") else None
-        if kind is None:
-            parts[name] = value
-            continue
-        prefix = {"cost": "", "quality": "", "fewer": "fewer_"}.get(name, name.removesuffix("quality"))
+    parts = {**vars(row), "of_ideal": row.speedup / row.ideal}
+    for name in ("cost", "quality", "fewer", "fewer_quality", "whole_quality"):
+        kind = Summary if name.endswith("quality") else Cost
+        prefix = "" if name in ("cost", "quality") else f"{name.partition('_')[0]}_"
+        value = parts.pop(name)
         parts |= {f"{prefix}{field.name}": getattr(value, field.name, None) for field in fields(kind)}
     return parts

@@ -77,10 +77,8 @@ class Run:
         steps: the denoising steps that were asked for.
         computed: those that the transformer was computed for; not whole where parts of a step were.
         skipped: those that were not; parts of a step count as such.
-        seconds: of the denoising loop, as mflux counts them.
-        wall: seconds of the whole process.
-        memory: the process's peak, in bytes.
-        mlx_memory: MLX's own peak, in bytes; None if MLX is not there.
+        seconds: of the denoising loop, as mflux counts them; `wall` of the whole process.
+        memory, mlx_memory: the process's peak in bytes, and MLX's own; None if MLX is not there.
         method: how the cache calls the setting; None for plain mflux.
         total: the steps of the loop: fewer than asked for where it starts from a picture.
     """
@@ -163,13 +161,11 @@ def picture(command: Command, wanted: str, file: Path) -> Run:
         made.replace(file)
     steps = int(recorded["steps"])
     strength = recorded.get("image_strength") or 0.0  # where the loop starts, as mflux has it
-    left_out = recorded.get("teacache_left_out", 0) / 2  # in steps, of two calls each
+    half = recorded.get("teacache_left_out", 0) / 2  # in steps, of two calls each
     total = steps - max(1, int(steps * min(strength, 1.0))) if strength > 0 else steps
-    computed, skipped = (
-        recorded.get("teacache_computed", total) - left_out,
-        recorded.get("teacache_skipped", 0) + left_out,
-    )
-    seconds, method = float(recorded["generation_time_seconds"]), recorded.get("teacache_method")
+    computed, skipped = recorded.get("teacache_computed", total) - half, recorded.get("teacache_skipped", 0) + half
+    seconds = float(recorded["generation_time_seconds"])
+    method = None if wanted == methods.OFF else recorded.get("teacache_method")
     return Run(steps, computed, skipped, seconds, wall, peak["memory"], peak["mlx_memory"], method, total)
 
 

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 from mflux_teacache_plugin.errors import TeaCacheError
 
@@ -24,22 +24,11 @@ T = TypeVar("T")
 _RANKS = ("MLX_RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK")
 
 
-class ShardError(TeaCacheError):
-    """The ranks of a run cannot reach each other."""
-
-
-class World(NamedTuple):
-    """This process among those of the run: `rank` counts from 0."""
-
-    rank: int
-    size: int
-
-
 @cache
-def world() -> World:
-    """This process's place, (0, 1) where nothing launched several. Raises ShardError if the others cannot be reached."""
+def world() -> tuple[int, int]:
+    """This process's rank, from 0, and their number: (0, 1) where nothing launched several. TeaCacheError if it cannot reach them."""
     if not _launched():
-        return World(0, 1)
+        return 0, 1
     import mlx.core as mx
 
     try:
@@ -47,8 +36,8 @@ def world() -> World:
     except RuntimeError as error:
         what = "this process was launched as one of several, and cannot reach the others"
         hint = "see `mlx.launch --help`; without mlx.launch one process does all the work"
-        raise ShardError(what, cause=str(error), hint=hint) from None
-    return World(group.rank(), group.size())
+        raise TeaCacheError(what, cause=str(error), hint=hint) from None
+    return group.rank(), group.size()
 
 
 def _launched() -> bool:
@@ -66,7 +55,7 @@ def label() -> str:
 
 def leads() -> bool:
     """Whether this rank merges and writes. The others keep silent."""
-    return world().rank == 0
+    return world()[0] == 0
 
 
 def mine(items: Sequence[T]) -> list[T]:
@@ -81,7 +70,7 @@ def gather(rows: Sequence[Any]) -> list[Any] | None:
     Args:
         rows: any JSON values, one for each item of `mine(items)`, in that order.
     """
-    shares, size = [json.loads(data) for data in _every(json.dumps(list(rows)).encode())], world().size
+    shares, size = [json.loads(data) for data in _every(json.dumps(list(rows)).encode())], world()[1]
     return [shares[n % size][n // size] for n in range(sum(map(len, shares)))] if leads() else None
 
 
@@ -100,7 +89,7 @@ def gather_files(files: Sequence[Path], folder: Path) -> None:
 
     One file after the other, so that memory holds one of each rank. Where the ranks share a disk, nothing is written.
     """
-    if world().size == 1:
+    if world()[1] == 1:
         return
     for index in range(max(map(int, _every(str(len(files)).encode())))):
         own = [f.relative_to(folder).as_posix().encode() + b"\0" + f.read_bytes() for f in files[index : index + 1]]
@@ -114,7 +103,7 @@ def gather_files(files: Sequence[Path], folder: Path) -> None:
 
 def _every(data: bytes) -> list[bytes]:
     """The bytes of every rank, by rank. They are padded on the way: MLX gathers arrays of one shape."""
-    if world().size == 1:
+    if world()[1] == 1:
         return [data]
     import mlx.core as mx
     import numpy as np
@@ -126,7 +115,7 @@ def _every(data: bytes) -> list[bytes]:
         gathered = np.array(mx.distributed.all_gather(mx.array(padded)[None]))
     except RuntimeError as error:
         hint = "its own message says why; the same command again goes on with what was streamed"
-        raise ShardError("another rank of this run was lost", cause=str(error), hint=hint) from None
+        raise TeaCacheError("another rank of this run was lost", cause=str(error), hint=hint) from None
     return [row[:length].tobytes() for row, length in zip(gathered, lengths, strict=True)]
 
 
