@@ -19,9 +19,8 @@ from mflux_teacache_plugin.methods import OFF
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("suite", type=Path, metavar="SUITE.toml", help="what to measure; benchmarks/suites has some")
-    parser.add_argument(
-        "--out", type=Path, metavar="FOLDER", help="where results go, and are found again; default: bench/ and its name"
-    )
+    told = "where results go, and are found again; default: bench/ and its name"
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help=told)
     add_common(parser)
 
 

@@ -51,12 +51,8 @@ def run(args: argparse.Namespace) -> int:
 
 def examine() -> Iterator[Finding]:
     """All findings, in the order of a run: versions, start-up, patch points, plugins, files, conflicts."""
-    yield from _versions()
-    yield from _start_up()
-    yield from _patch_points()
-    yield from _plugins()
-    yield from _coefficients()
-    yield from _conflicts()
+    for part in (_versions, _start_up, _patch_points, _plugins, _coefficients, _conflicts):
+        yield from part()
 
 
 def _versions() -> Iterator[Finding]:
@@ -66,8 +62,7 @@ def _versions() -> Iterator[Finding]:
     found = _version("mflux")
     if found is None:
         yield Finding(PROBLEM, "mflux", "not installed", "pip install mflux")
-        return
-    if versions.is_tested(found):
+    elif versions.is_tested(found):
         yield Finding(OK, "mflux", f"{found} (tested: {versions.in_words()})")
     else:  # what does not fit it is a problem of its own, below
         yield Finding(NOTE, "mflux", f"{found} is not among the tested {versions.in_words()}", "report what fails")

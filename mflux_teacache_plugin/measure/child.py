@@ -3,9 +3,8 @@
     python -m mflux_teacache_plugin.measure.child run FILE COMMAND OPTIONS…
     python -m mflux_teacache_plugin.measure.child check COMMAND OPTIONS…     < JSON list of lists of further options
 
-`run` leaves the process's peak memory in FILE; only the process itself can tell: what the system reports of a child that
-ended counts its parent's memory too. `check` runs the command once with each of the further options, as far as the loading
-of the model, and prints a JSON list: of each what the parser understood, or why it was refused.
+`run` leaves the process's peak memory in FILE: what the system reports of a child that ended counts its parent's too. `check`
+runs the command once with each of the further options, as far as the loading of the model, and prints a JSON list of answers.
 """
 
 import contextlib

@@ -72,7 +72,7 @@ class Ledger:
         return shot
 
     def _file(self, case: Case, setting: str, steps: int, repetition: int) -> Path:
-        return self._runs / f"{series.slug(case, setting, steps)}-{repetition}.json"
+        return self._runs / f"{series.slug(case.name, series.way(setting, steps))}-{repetition}.json"
 
     def _key(self, case: Case, setting: str, steps: int) -> str:
         made_by = self._made_by.get(setting, self._made_by[""])

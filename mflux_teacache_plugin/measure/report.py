@@ -58,7 +58,7 @@ def conclude(
     Args:
         facts: come first in results.json.
     """
-    near = series.similarities(shots, cases, pictures)
+    near = series.similarities(shots, cases, pictures, {case.name: case.name for case in cases})
     whole = series.similarities(shots, cases, pictures, {case.name: case.whole for case in cases if case.whole})
     rows = results.rows(cases, shots, near, whole)
     table = {**facts, **results.as_table(cases, shots, near, rows)}

@@ -19,13 +19,12 @@ class Cost:
     """What the pictures of one way took: means over the cases, of medians over the repetitions.
 
     Attributes:
-        seconds, step_seconds: of the denoising loop, and by its steps; `wall` of the whole process.
+        seconds: of the denoising loop; `wall` of the whole process.
         memory, mlx_memory: highest peak in bytes, the process's and MLX's own.
     """
 
     computed: float
     seconds: float
-    step_seconds: float
     wall: float
     memory: int
     mlx_memory: int | None
@@ -69,10 +68,7 @@ class Row:
 
 
 def rows(
-    cases: Sequence[Case],
-    shots: Sequence[Shot],
-    near: Mapping[str, Similarity],
-    near_whole: Mapping[str, Similarity] | None = None,
+    cases: Sequence[Case], shots: Sequence[Shot], near: Mapping[str, Similarity], near_whole: Mapping[str, Similarity]
 ) -> list[Row]:
     """A row for each group and setting, in the order in which they were made.
 
@@ -92,7 +88,7 @@ def rows(
         full, cost, other = map(_cost, (plain, cached, fewer))
         skipped, speedup = 1 - cost.computed / full.computed, full.seconds / max(cost.seconds, 1e-9)
         ideal, whole = full.computed / cost.computed, group_of.get(of_group[0].whole)
-        against = summarize([(near_whole or {})[each[0].file] for each in cached]) if whole else None
+        against = summarize([near_whole[each[0].file] for each in cached]) if whole else None
         common = (of_group[0].group, setting, cached[0][0].steps, cost, skipped, speedup, ideal, whole, against)
         if setting == OFF:
             return Row(*common)
@@ -111,10 +107,8 @@ def _cost(way: list[list[Shot]]) -> Cost:
         return statistics.mean(statistics.median(getattr(shot.run, of) for shot in shots) for shots in way)
 
     every = [shot.run for shots in way for shot in shots]
-    mlx = [run.mlx_memory for run in every if run.mlx_memory is not None]
-    seconds, total = mean("seconds"), statistics.mean(shots[0].run.total for shots in way)
-    memory = max(run.memory for run in every)
-    return Cost(mean("computed"), seconds, seconds / total, mean("wall"), memory, max(mlx, default=None))
+    mlx = max((run.mlx_memory for run in every if run.mlx_memory is not None), default=None)
+    return Cost(mean("computed"), mean("seconds"), mean("wall"), max(run.memory for run in every), mlx)
 
 
 def _advice(skipped: float, speedup: float, quality: Summary, fewer: Summary) -> str:
@@ -174,14 +168,12 @@ def as_table(
     cases: Sequence[Case], shots: Sequence[Shot], near: Mapping[str, Similarity], found: Sequence[Row]
 ) -> dict[str, Any]:
     """Everything that was found, for a JSON file: the machine, the rows, and each run with its picture's nearness."""
-    made = [
-        {**vars(shot), **asdict(shot.run), **(vars(near[shot.file]) if not shot.repetition else {})} for shot in shots
-    ]
+    made = [(shot, vars(near[shot.file]) if shot.repetition == 0 else {}) for shot in shots]
     return {
         "machine": machine.describe(),
         "rows": [flat(row) for row in found],
         "cases": [{"name": case.name, "group": case.group, "prompt": case.prompt, "seed": case.seed} for case in cases],
-        "runs": [{key: value for key, value in each.items() if key != "run"} for each in made],
+        "runs": [{**(parts := asdict(shot)).pop("run"), **parts, **figures} for shot, figures in made],
     }
 
 

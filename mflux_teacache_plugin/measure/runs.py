@@ -47,8 +47,7 @@ class Command:
         """
         words = words[1:] if words[:1] == ["--"] else words
         if not words:
-            hint = "give one behind --, such as `-- mflux-generate --prompt …`"
-            raise SettingsError("there is no image command", hint=hint)
+            raise SettingsError("there is no image command", hint="give one behind --: `-- mflux-generate --prompt …`")
         found = host_command.find(words[0])
         if found is None or found.name == "mflux-teacache":
             known = {each.name for each in entry_points(group="console_scripts") if each.name.startswith("mflux-")}
@@ -74,9 +73,7 @@ class Run:
     """What one picture took.
 
     Attributes:
-        steps: the denoising steps that were asked for.
-        computed: those that the transformer was computed for; not whole where parts of a step were.
-        skipped: those that were not; parts of a step count as such.
+        steps: the denoising steps that were asked for; `computed`, `skipped`: of these; parts of a step count as such.
         seconds: of the denoising loop, as mflux counts them; `wall` of the whole process.
         memory, mlx_memory: the process's peak in bytes, and MLX's own; None if MLX is not there.
         method: how the cache calls the setting; None for plain mflux.

@@ -2,7 +2,6 @@
 
 import itertools
 import math
-import re
 import shlex
 from argparse import ArgumentTypeError
 from collections import Counter
@@ -14,7 +13,7 @@ from typing import Any
 from mflux_teacache_plugin import checks
 from mflux_teacache_plugin.checks import Problems, check_table, key_field, read_toml, show
 from mflux_teacache_plugin.errors import SettingsError, TeaCacheError
-from mflux_teacache_plugin.measure import runs
+from mflux_teacache_plugin.measure import runs, series
 from mflux_teacache_plugin.measure.runs import Command
 from mflux_teacache_plugin.measure.series import Case
 from mflux_teacache_plugin.methods import OFF
@@ -31,17 +30,17 @@ def _text_of(parse: Callable[[str], Any]) -> checks.Check:
 
     def check(problems: Problems, key: str, value: object) -> Any:
         text = checks.text(problems, key, value)
-        if text is None:
-            return None
         try:
-            return parse(text)
+            return None if text is None else parse(text)
         except (ArgumentTypeError, ValueError) as error:
             problems.add(key, str(error), "`mflux-teacache bench --help` says what a suite takes")
         except TeaCacheError as error:
             problems.add(key, error.error, error.hint or "correct it")
-        return None
 
     return check
+
+
+_SETTINGS = checks.many(_text_of(runs.setting))
 
 
 def _bits(problems: Problems, key: str, value: object) -> int | None:
@@ -66,13 +65,9 @@ class Recipe:
     models: tuple[str, ...] = key_field(checks.many(checks.text), 'models = ["dev"]')
     steps: tuple[int, ...] = key_field(checks.many(checks.count), "steps = [25]")
     guidance: tuple[float | None, ...] = key_field(checks.many(checks.number), "guidance = [3.5]", default=(None,))
-    quantizations: tuple[int | None, ...] = key_field(
-        checks.many(_bits), 'quantizations = ["none", 4]', default=(None,)
-    )
+    quantizations: tuple[int | None, ...] = key_field(checks.many(_bits), "quantizations = [4]", default=(None,))
     size: tuple[int, int] | None = key_field(_size, "size = [1024, 1024]", default=None)
-    settings: tuple[str, ...] | None = key_field(
-        checks.many(_text_of(runs.setting)), 'settings = ["0.2"]', default=None
-    )
+    settings: tuple[str, ...] | None = key_field(_SETTINGS, 'settings = ["0.2"]', default=None)
 
 
 @dataclass(frozen=True)
@@ -82,7 +77,7 @@ class Suite:
     title: str = key_field(checks.text, 'title = "What it is for"')
     prompts: tuple[str, ...] = key_field(checks.many(checks.text), 'prompts = ["a red apple"]')
     seeds: tuple[int, ...] = key_field(checks.many(checks.whole(0)), "seeds = [42]")
-    settings: tuple[str, ...] = key_field(checks.many(_text_of(runs.setting)), 'settings = ["0.2", "2x"]')
+    settings: tuple[str, ...] = key_field(_SETTINGS, 'settings = ["0.2", "2x"]')
     recipes: tuple[Recipe, ...] = key_field(checks.tables(Recipe, 1), '[[recipes]] with command = "mflux-generate"')
     source: str = key_field(checks.text, 'source = "where its prompts come from"', default="")
     paired_seeds: bool = key_field(checks.flag, "paired_seeds = true", default=False)
@@ -112,10 +107,7 @@ class Suite:
                 group, whole = (runs.described({**facts, "quantize": each}) for each in (bits, largest))
                 for (place, prompt), seed in pictures:
                     command = recipe.command.with_options(**given, prompt=prompt, seed=seed)
-                    name, other = (
-                        re.sub(r"[^\w.=+-]+", "-", f"{each.replace(', ', '-')}-p{place}-s{seed}")
-                        for each in (group, whole)
-                    )
+                    name, other = (series.slug(f"{each}-p{place}-s{seed}") for each in (group, whole))
                     other = "" if bits == largest else other
                     found.append(Case(name, group, prompt, seed, steps, settings, command, other))
         return found
