@@ -19,30 +19,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     files = choose.catalog()
+    shown: Any = [_as_dict(entry) for _, entry in sorted(files.variants.items())]
     if args.id is not None:
         files.by_id(args.id)
         shadows = [entry.place for entry in files.shadowed.get(args.id, [])]
-        _show({**_as_dict(files.variants[args.id]), "shadows": shadows}, args.format)
-        return 0
-    entries = [entry for _, entry in sorted(files.variants.items())]
+        shown = {**_as_dict(files.variants[args.id]), "shadows": shadows}
     if args.format == "json":
-        output.print_json([_as_dict(entry) for entry in entries])
-        return 0
-    rows = [
-        (v.id, v.adapter, v.threshold, v.distilled, v.provenance.fitted, origin, ", ".join(v.models))
-        for v, origin in [(entry.variant, entry.origin) for entry in entries]
-    ]
-    output.print_table(("VARIANT", "ADAPTER", "THRESHOLD", "DISTILLED", "FITTED", "FROM", "MODELS"), rows)
+        output.print_json(shown)
+    elif args.id is None:
+        keys = ("id", "adapter", "threshold", "distilled", "fitted", "origin", "models")
+        told = [{**v, "fitted": v["provenance"]["fitted"], "models": ", ".join(v["models"])} for v in shown]
+        head = ("VARIANT", "ADAPTER", "THRESHOLD", "DISTILLED", "FITTED", "FROM", "MODELS")
+        output.print_table(head, [[each[key] for key in keys] for each in told])
+    else:
+        shown["provenance"] = shown.pop("provenance")  # last, and at length
+        for key, value in _flat(shown):
+            if value not in (None, [], ()):
+                print(f"{key:20} {', '.join(map(str, value)) if isinstance(value, (list, tuple)) else value}")
     return 0
-
-
-def _show(shown: dict[str, Any], format: str) -> None:
-    if format == "json":
-        return output.print_json(shown)
-    shown["provenance"] = shown.pop("provenance")  # last, and at length
-    for key, value in _flat(shown):
-        if value not in (None, [], ()):
-            print(f"{key:20} {', '.join(map(str, value)) if isinstance(value, (list, tuple)) else value}")
 
 
 def _as_dict(entry: Entry) -> dict[str, Any]:

@@ -55,10 +55,6 @@ class Ledger:
         except (OSError, ValueError, KeyError, TypeError):  # not there, or torn
             return None
 
-    def has(self, case: Case, repetition: int) -> bool:
-        """Whether the case was made plain and with each of its settings."""
-        return all(self.find(case, setting, case.steps, repetition) for setting in (OFF, *case.settings))
-
     def make(self, case: Case, setting: str, steps: int, repetition: int) -> Shot:
         """The shot, made only if it is not there already."""
         shot, file = self.find(case, setting, steps, repetition), self._file(case, setting, steps, repetition)

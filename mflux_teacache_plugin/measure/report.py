@@ -53,10 +53,8 @@ def conclude(
     pictures: Path,
     out: Path,
 ) -> tuple[list[Row], dict[str, Any]]:
-    """Compare the pictures in the folder `pictures`, and write everything to `out`; the rows, and what results.json holds.
-
-    Args:
-        facts: come first in results.json.
+    """Compare the pictures in the folder `pictures`, and write everything to `out`; the rows, and what results.json holds:
+    `facts` come first in it.
     """
     near = series.similarities(shots, cases, pictures, {case.name: case.name for case in cases})
     whole = series.similarities(shots, cases, pictures, {case.name: case.whole for case in cases if case.whole})
@@ -104,11 +102,8 @@ def write(
         commands[group] = first.command.with_options(steps=first.steps, teacache=chosen and chosen.setting)
         if group in shown:
             grid(shown[group], out / (f"comparison-{number}.png" if len(groups) > 1 else "comparison.png"))
-    charts = {}
-    if shown:
-        charts["frontier.png"] = frontier(rows)
-    if any(row.whole for row in rows):
-        charts["sizes.png"] = sizes(rows)
+    charts = {"frontier.png": frontier(rows)} if shown else {}
+    charts |= {"sizes.png": sizes(rows)} if any(row.whole for row in rows) else {}
     for name, figure in charts.items():
         _save(figure, out / name)
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
@@ -138,7 +133,8 @@ def _data(kind: str, data: bytes) -> str:
 def grid(rows: Lines, file: Path) -> None:
     """A row for each line: its first picture, then each other one with a heat map of its difference from the first."""
     columns = max(2 * len(tiles) - 1 for _, tiles in rows)
-    figure, axes = _axes(len(rows), columns, (2.25 * columns + 0.3, 2.75 * len(rows)))
+    size = (2.25 * columns + 0.3, 2.75 * len(rows))
+    figure, axes = plt.subplots(len(rows), columns, figsize=size, squeeze=False, layout="constrained")
     for line, (label, (first, *others)) in zip(axes, rows, strict=True):
         line[0].set_ylabel("\n".join(textwrap.fill(part, 30) for part in label.splitlines()), fontsize=8)
         reference = pixels(first.file)
@@ -160,7 +156,8 @@ def grid(rows: Lines, file: Path) -> None:
 def frontier(rows: Sequence[Row]) -> Any:
     """PSNR over steps computed and over seconds, a line for each group: settings beside plain mflux with fewer steps."""
     groups = by_group(rows)
-    figure, axes = _axes(len(groups), 2, (10, 3.4 * len(groups)), sharey="row")
+    size = (10, 3.4 * len(groups))
+    figure, axes = plt.subplots(len(groups), 2, figsize=size, squeeze=False, sharey="row", layout="constrained")
     for line, (group, (plain, *settings)) in zip(axes, groups.items(), strict=True):
         for axis, of in zip(line, ("computed", "seconds"), strict=True):
             rivals = [(row.fewer, row.fewer_quality) for row in settings]
@@ -180,7 +177,7 @@ def frontier(rows: Sequence[Row]) -> Any:
 def sizes(rows: Sequence[Row]) -> Any:
     """Quantizations of one model and their settings in one chart: PSNR against the plain pictures of the first of them."""
     models = list(dict.fromkeys(row.whole for row in rows if row.whole))
-    figure, axes = _axes(1, len(models), (6 * len(models), 4))
+    figure, axes = plt.subplots(1, len(models), figsize=(6 * len(models), 4), squeeze=False, layout="constrained")
     for axis, model in zip(axes[0], models, strict=True):
         for group, of_group in by_group([row for row in rows if model in (row.group, row.whole)]).items():
             nears = [(row, row.whole_quality if row.whole else row.quality) for row in of_group]
@@ -199,10 +196,6 @@ def _points(axis: Any, points: Sequence[tuple[float, float, str]], label: str, c
         axis.annotate(name, (x, y), (4, 4), textcoords="offset points", fontsize=7, color=dots.get_color())
     axis.grid(alpha=0.3)
     axis.margins(0.14)
-
-
-def _axes(rows: int, columns: int, size: tuple[float, float], **how: Any) -> tuple[Any, Any]:
-    return plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained", **how)
 
 
 def _save(figure: Any, file: Path) -> None:

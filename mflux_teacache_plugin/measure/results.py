@@ -35,13 +35,10 @@ class Row:
     """One setting on one group of cases, against plain mflux at the same steps and at as many as it computed.
 
     Attributes:
-        setting: off for plain mflux, which all others of the group are measured against.
         skipped: share of the loop's steps that were not computed.
         speedup: of the denoising loop, achieved; `ideal` is what the computed steps alone would give.
-        whole: the group of the whole model, if this one is quantized and the suite has both.
-        whole_quality: against plain pictures of the whole model; None where there are none.
-        advice: in words.
-        quality: None for plain mflux, which is the reference.
+        whole: the group of the whole model, if this one is quantized and the suite has both; `whole_quality`: against it.
+        quality: None for plain mflux (`setting` is off), which is the reference.
         fewer, fewer_quality, fewer_speedup: plain mflux with as many steps as were computed.
     """
 
@@ -101,8 +98,6 @@ def rows(
 
 
 def _cost(way: list[list[Shot]]) -> Cost:
-    """Of one way, the repetitions of every case."""
-
     def mean(of: str) -> float:
         return statistics.mean(statistics.median(getattr(shot.run, of) for shot in shots) for shots in way)
 
@@ -153,13 +148,13 @@ HEAD = ("SETTING", "ADVICE", "SPEED-UP", "COMPUTED", "SECONDS", "SSIM", "WORST S
 def cells(row: Row) -> list[list[str]]:
     """A row as lines of a table: the setting, and below it plain mflux with as many steps."""
     lines = [_line(row.setting, row.advice, row.speedup, row.cost, row.quality)]
-    if row.fewer is not None and row.fewer_speedup is not None and row.skipped > 0:
+    if row.fewer and row.fewer_speedup and row.skipped > 0:
         lines.append(_line("  plain, as many", "", row.fewer_speedup, row.fewer, row.fewer_quality))
     return lines
 
 
 def _line(name: str, advice: str, speedup: float, cost: Cost, near: Summary | None) -> list[str]:
-    figures = ["", "", ""] if near is None else [f"{near.ssim:.4f}", f"{near.ssim_worst:.4f}", f"{near.psnr:.1f}"]
+    figures = [f"{near.ssim:.4f}", f"{near.ssim_worst:.4f}", f"{near.psnr:.1f}"] if near else [""] * 3
     took = [f"{speedup:.2f}x", f"{cost.computed:.4g}", f"{cost.seconds:.2f}"]
     return [name, advice, *took, *figures, f"{cost.memory / 1e9:.2f}"]
 

@@ -40,11 +40,7 @@ class Command:
 
     @classmethod
     def of(cls, words: Sequence[str]) -> "Command":
-        """The command that was given after `--`, as a list of words.
-
-        Raises:
-            SettingsError: there is none, or no command of mflux has that name.
-        """
+        """The command that was given after `--`, as a list of words. Raises SettingsError if mflux has no such command."""
         words = words[1:] if words[:1] == ["--"] else words
         if not words:
             raise SettingsError("there is no image command", hint="give one behind --: `-- mflux-generate --prompt …`")
@@ -105,11 +101,7 @@ def setting(text: str) -> str:
 def check(command: Command, wanted: Sequence[str]) -> dict[str, Any]:
     """What the command's own parser makes of it, as `child.FACTS`; takes seconds, loads no weights.
 
-    Args:
-        wanted: the settings of `--teacache` that it is to run with.
-
-    Raises:
-        UnsupportedModelError: the command cannot run so; the cause is what it says itself.
+    Raises UnsupportedModelError if it cannot run with the settings `wanted`; the cause is what it says itself.
     """
     further = [["--teacache", each] for each in (methods.OFF, *wanted)]
     words = [*_CHILD, "check", command.name, *command.options]
@@ -135,11 +127,7 @@ def described(facts: Mapping[str, Any]) -> str:
 
 
 def picture(command: Command, wanted: str, file: Path) -> Run:
-    """Run the command with this setting of `--teacache`, and have its picture in `file`.
-
-    Raises:
-        RunError: it failed, or left no picture. Then `file` is not there.
-    """
+    """Run the command with this setting of `--teacache`, and have its picture in `file`. Raises RunError if there is none."""
     with tempfile.TemporaryDirectory(dir=file.parent, prefix=".run-") as folder:  # on the same disk: it is renamed
         made = Path(folder) / f"picture{file.suffix}"
         full = command.with_options(teacache=wanted, output=made)

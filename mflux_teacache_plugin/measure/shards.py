@@ -1,9 +1,8 @@
 """Work that is shared out over several processes or machines, through MLX's distributed engine.
 
-Under `mlx.launch -n 4 -- mflux-teacache …` every process runs the same verb. Each takes its share of the items (`mine`),
-streams what it finds to its own disk, and rank 0 gathers, merges and writes. Started in any other way there is one rank with
-all the items, and MLX's engine is not touched. All ranks have to come to each `gather` and `gather_files`. A rank that fails
-ends its process with an error that bears its name (`label`); the launcher then stops the others.
+Under `mlx.launch -n 4 -- mflux-teacache …` every process runs the same verb. Each takes its share of the items (`mine`), keeps
+what it finds on its own disk, and rank 0 gathers and writes. Without a launcher there is one rank, and MLX's engine is not touched.
+All ranks have to come to each call that gathers. One that fails ends with an error that bears its name (`label`).
 """
 
 import json
@@ -67,8 +66,7 @@ def mine(items: Sequence[T]) -> list[T]:
 def gather(rows: Sequence[Any]) -> list[Any] | None:
     """On rank 0 the rows of all ranks, in the order of the items that `mine` shared out; None on the others.
 
-    Args:
-        rows: any JSON values, one for each item of `mine(items)`, in that order.
+    They are any JSON values, one for each item of `mine(items)`, in that order.
     """
     shares, size = [json.loads(data) for data in _every(json.dumps(list(rows)).encode())], world()[1]
     return [shares[n % size][n // size] for n in range(sum(map(len, shares)))] if leads() else None
