@@ -42,7 +42,14 @@ def read(recipe: dict[str, Any], variant: Variant) -> list[Trace]:
     """The generations of a trace file's JSON: `output_change` and `signal_change` have a row for each."""
     steps = len(recipe["output_change"][0]) + 1
     sigma = sigmas(variant.models[0], variant.adapter, steps, recipe["width"], recipe["height"])
-    told = {"command": "", "mflux": "", "recipe": "", "steps": steps, "sigma": tuple(sigma)}
+    told = {
+        "command": "",
+        "mflux": "",
+        "recipe": "",
+        "guidance": recipe["guidance"],
+        "steps": steps,
+        "sigma": tuple(sigma),
+    }
     rows = zip(recipe["output_change"], recipe["signal_change"], strict=True)
     return [
         Trace(prompt=f"row {number}", output=tuple(output), signal=tuple(signal), **told)

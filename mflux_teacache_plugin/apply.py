@@ -115,6 +115,7 @@ class Handle(Observer):
                 raise
             record.fault = _in_words(error)
             self._cache = methods.CUTS.cache(setup)
+        self._cache.window = self.method.window
         self._cache.attach(interception)
         if self._alone is not None and adapter.second_call is not None:
             record.idle = config.guidance is not None and config.guidance == adapter.second_call.idle
@@ -128,7 +129,7 @@ class Handle(Observer):
             self._cache.end_step()
             if self._alone is not None and self._alone.end_step() and self._adapter.guided_at_once:
                 self._cache.guidance_over()
-            time_steps.set_postfix(skipped=f"{self._cache.record.skipped:.3g}", refresh=False)
+            time_steps.set_postfix(**self._cache.progress(), refresh=False)
 
     def loop_end(self, model: Any) -> None:
         self._release()

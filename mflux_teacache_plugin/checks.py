@@ -190,6 +190,14 @@ def rising(problems: Problems, key: str, value: object) -> tuple[float | None, .
     return found
 
 
+def ratios(problems: Problems, key: str, value: object) -> tuple[float | None, ...]:
+    """Numbers above 0, the first of them 1."""
+    found = _numbers(problems, key, value, None, "give one for each step of a run, the first of them 1")
+    if found and (found[0] != 1 or any(each is not None and each <= 0 for each in found)):
+        problems.add(key, "expected numbers above 0 that begin with 1", "put 1.0 first: no step lies before the first")
+    return found
+
+
 def step_list(problems: Problems, key: str, value: object) -> tuple[int, ...]:
     """The steps to compute, from 0, as `0-10,12,15` or as a list of numbers."""
     try:

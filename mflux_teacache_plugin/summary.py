@@ -51,7 +51,7 @@ def metadata(
 ) -> dict[str, Any]:
     """Flat keys for EXIF and sidecar; those that `settings` names repeat the run under `-C`."""
     keys: dict[str, Any] = {
-        settings.METHOD_KEY: str(method),
+        settings.METHOD_KEY: method.recorded(generation),
         settings.VARIANT_KEY: "" if variant is None else variant.id,
         settings.NUMBERS_KEY: "" if variant is None else variant.digest,
         "teacache_skipped": generation.skipped,

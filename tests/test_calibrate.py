@@ -101,7 +101,7 @@ def test_a_model_gets_a_file_of_its_own_that_works_at_once(calibrate, tiny, tmp_
     trace = traces.read(next((tmp_path / "found" / "traces").glob("a-red-fox-*.toml")))
     assert (trace.prompt, trace.steps, trace.sigma[0], len(trace.sigma)) == ("a red fox", STEPS, 1.0, STEPS)
     assert {len(row) for row in (trace.output, trace.signal, trace.prediction)} == {STEPS - 1}
-    assert f"guidance {of.guidance:g}" in trace.recipe
+    assert trace.guidance == variant.profile.guidance == of.guidance and f"guidance {of.guidance:g}" in trace.recipe
     assert len(list((tmp_path / "found" / "traces").iterdir())) == 2, "the third prompt was held out"
 
     run_command(of.command, of.argv(tiny, "--steps", STEPS, "--teacache", "1.5x"), tmp_path)

@@ -134,7 +134,8 @@ def test_every_hook_has_an_example_that_takes_true_arguments(hook: str) -> None:
 def test_all_that_a_method_may_bring_is_documented() -> None:
     section = HOOKS.split("\n### mflux_methods(", 1)[1].split("\n## ", 1)[0]
     documented = set(re.findall(r"^\| `(\w+)(?:\([\w, ]*\))?` \|", section, re.MULTILINE))
-    brought = {name for name in vars(Method) if not name.startswith("_")} - {"forecast", "order", "with_forecast"}
+    the_users = {"forecast", "order", "with_forecast", "window", "with_window", "cfg_end", "with_cfg_end"}
+    brought = {name for name in vars(Method) if not name.startswith("_")} - the_users
     assert not (wrong := compared(documented, brought, "docs/hooks.md, mflux_methods")), wrong
     for name, arguments in re.findall(r"^\| `(\w+)\(([\w, ]*)\)` \|", section, re.MULTILINE):
         assert list(inspect.signature(getattr(Method, name)).parameters)[1:] == arguments.split(", "), name

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from mflux_teacache_plugin import apply_teacache, cli, hooks
-from mflux_teacache_plugin.errors import SettingsError, UnsupportedModelError
+from mflux_teacache_plugin.errors import SettingsError
 from mflux_teacache_plugin.host import specs
 from mflux_teacache_plugin.host.manager import load_plugins
 from tests.test_docs import FENCE, HOOKS
@@ -124,10 +124,12 @@ lens = pytest.mark.skipif(
 )
 
 
-@lens
-def test_without_it_lens_takes_speed_ups_only(tiny, eager) -> None:
-    with family("lens").model() as model, pytest.raises(UnsupportedModelError, match="does not work with LensImage"):
-        apply_teacache(model, "seacache:0.3")
+def test_its_adapter_replaces_the_built_in_one(example: None, connected: object) -> None:
+    import mflux_teacache_example
+
+    from mflux_teacache_plugin import choose
+
+    assert choose.registry().adapters["lens"] is mflux_teacache_example.LENS
 
 
 @lens

@@ -312,7 +312,7 @@ def test_an_answer_that_is_no_array_costs_the_gain_not_the_picture(photo):
 
 @pytest.mark.parametrize("method", ["0.2", "dualcache:aggressive", "seacache:0.3"])
 def test_methods_that_look_inside_are_refused_where_nobody_has_said_where(method):
-    with family("lens").model() as model, pytest.raises(UnsupportedModelError) as refused:
+    with family("iris").model() as model, pytest.raises(UnsupportedModelError) as refused:
         apply_teacache(model, method)
     assert "1.5x" in refused.value.hint
 
@@ -346,7 +346,7 @@ def test_where_it_is_tapped_a_threshold_works(case, photo):
         _, plain = case.generate(model, photo)
         with apply_teacache(model, NEVER, variant=numbers(case)) as handle:
             _, latents = case.generate(model, photo)
-        assert handle.stats.last.fault is None and handle.stats.last.computed == STEPS - case.late
+        assert handle.stats.last.fault is None and handle.stats.last.computed == STEPS - case.silent - case.late
         assert np.array_equal(plain, latents)
         with apply_teacache(model, ALWAYS, variant=numbers(case, polynomial=(0, 0, 0, 0.01, 0))) as handle:
             _, latents = case.generate(model, photo)
@@ -356,7 +356,7 @@ def test_where_it_is_tapped_a_threshold_works(case, photo):
 
 
 @pytest.mark.parametrize("case", TAPPED, ids=str)
-def test_where_it_is_tapped_dualcache_and_seacache_work(case, photo, monkeypatch):
+def test_where_it_is_tapped_the_other_methods_work(case, photo, monkeypatch):
     """Random blocks change more from step to step than trained ones, so a hundredth of it is looked at."""
     for module in (block_cache, step_cache):
         monkeypatch.setattr(module, "relative_change", lambda a, b: relative_change(a, b) / 100)
@@ -366,10 +366,12 @@ def test_where_it_is_tapped_dualcache_and_seacache_work(case, photo, monkeypatch
         for method, skips in (
             ("dualcache:F=1,B=0,rdt=1e-9,warmup=0", False),
             ("dualcache:F=1,B=0,rdt=0.99,warmup=2", True),
+            ("magcache:1e-9", False),
+            ("magcache:2,retention=0", True),
             (f"seacache:{NEVER:.9f}", False),
             ("seacache:2", True),
         ):
-            with apply_teacache(model, method) as handle:
+            with apply_teacache(model, method, variant=numbers(case, mag_ratios=(1, *[1.1] * 7))) as handle:
                 _, latents = case.generate(model, photo)
             assert handle.stats.last.fault is None
             assert bool(handle.stats.skipped) == skips and np.array_equal(plain, latents) == (not skips)

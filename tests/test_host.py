@@ -390,7 +390,7 @@ def test_mflux_variants(connect: Connect, tiny, tmp_path, capsys) -> None:
     main(["doctor"])
     assert "variant theirs: made in Python by a plugin (plugin)" in capsys.readouterr().out
     user = write_variant(tmp_path / "config" / "mflux" / "teacache", id="theirs")
-    main(["show", "theirs"])
+    main(["variants", "theirs"])
     shown = capsys.readouterr().out
     assert str(user) in shown, "the user's own files win"
     assert "made in Python by a plugin" in shown
@@ -542,7 +542,7 @@ def test_a_plugin_can_be_blocked(package, connect: Connect, tiny, capsys, monkey
     package("telling", TELLING)
     monkeypatch.setenv("MFLUX_LOAD_PLUGINS", "teacache, other")
     connect()
-    case("flux1").run(tiny, "--steps", "2", "--teacache")
+    case("flux1").run(tiny, "--steps", "2", "--teacache", "0.2")
     captured = capsys.readouterr()
     assert "they saw" not in captured.out
     assert "skipped 0 of 2" in captured.err
@@ -551,7 +551,7 @@ def test_a_plugin_can_be_blocked(package, connect: Connect, tiny, capsys, monkey
         "status": "note",
         "what": "plugin telling",
         "detail": "blocked by MFLUX_LOAD_PLUGINS",
-        "mend": "add telling to MFLUX_LOAD_PLUGINS",
+        "fix": "add telling to MFLUX_LOAD_PLUGINS",
     }
     assert code == 0
 
@@ -584,13 +584,13 @@ def test_a_plugin_that_cannot_be_loaded_is_named(source: str, why: str, package,
     told = capsys.readouterr().err
     assert "mflux: the plugin 'broken' is left out: " in told
     assert why in told
-    case("flux1").run(tiny, "--steps", "2", "--teacache")
+    case("flux1").run(tiny, "--steps", "2", "--teacache", "0.2")
     captured = capsys.readouterr()
     assert "they saw step 1" in captured.out, "the other plugins work"
     assert "TeaCache: skipped 0 of 2 steps" in captured.err
     code, found = findings(capsys)
     assert why in found["plugin broken"]["detail"]
-    assert found["plugin broken"]["mend"] == "mend or uninstall the package that brings broken"
+    assert found["plugin broken"]["fix"] == "fix or uninstall the package that brings broken"
     assert code == 1
 
 

@@ -550,7 +550,7 @@ def test_compare_on_the_demo_model(tmp_path) -> None:
         "--height",
         "128",
         "--prompt",
-        "a blue ring",
+        "a fox on a blue background",
         "--steps",
         "9",
     ]

@@ -1,6 +1,7 @@
 """The grammar of methods: one text names a method with its setting, and every other text is refused with a mend."""
 
 from argparse import ArgumentTypeError
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -15,8 +16,10 @@ from mflux_teacache_plugin.errors import SettingsError
 from mflux_teacache_plugin.methods import parse, published
 from mflux_teacache_plugin.methods.dualcache import PRESETS, DualCache, DualCacheSettings
 from mflux_teacache_plugin.methods.easycache import EasyCache
+from mflux_teacache_plugin.methods.magcache import MagCache
 from mflux_teacache_plugin.methods.method import Method, Setup
-from mflux_teacache_plugin.methods.seacache import SeaCache
+from mflux_teacache_plugin.methods.seacache import DiffusersSeaCache, SeaCache
+from mflux_teacache_plugin.methods.seconds import Seconds
 from mflux_teacache_plugin.methods.speedup import Speedup
 from mflux_teacache_plugin.methods.steps import Steps
 from mflux_teacache_plugin.methods.teacache import TeaCache
@@ -40,9 +43,12 @@ SETTINGS = st.sampled_from(list(PRESETS.values())) | st.builds(
 LISTS = st.sets(st.integers(0, 9999), max_size=30).map(lambda steps: tuple(sorted(steps | {0})))
 METHODS = st.one_of(
     st.builds(TeaCache, THRESHOLDS, forecast=FORECASTS),
+    st.builds(DiffusersSeaCache, THRESHOLDS, forecast=FORECASTS),
     st.builds(SeaCache, THRESHOLDS, forecast=FORECASTS),
     st.builds(Speedup, st.floats(1, 10, exclude_min=True), forecast=FORECASTS),
     st.builds(EasyCache, THRESHOLDS, st.integers(2, 99), forecast=FORECASTS),
+    st.builds(MagCache, THRESHOLDS, st.integers(1, 99), st.floats(0, 1), forecast=FORECASTS),
+    st.builds(Seconds, st.floats(0, 86400, exclude_min=True), forecast=FORECASTS),
     st.builds(Steps, LISTS, forecast=FORECASTS),
     st.builds(DualCache, SETTINGS, st.none(), forecast=FORECASTS),
     st.builds(
@@ -93,12 +99,16 @@ def test_any_text_is_a_method_or_an_error_that_quotes_it(text: str) -> None:
         assert found == named if named in ("auto", "off") else parse(str(found)) == found
 
 
-@given(METHODS)
-def test_a_methods_text_parses_back_to_it(method: Method) -> None:
+WINDOWS = st.tuples(st.integers(0, 999), st.integers(1, 1000)).filter(lambda pair: pair[0] < pair[1])
+
+
+@given(METHODS, WINDOWS)
+def test_a_methods_text_parses_back_to_it(method: Method, window: tuple[int, int]) -> None:
+    method = replace(method, window=(window[0] / 1000, window[1] / 1000))
     found = parse(str(method))
     if isinstance(method, DualCache):  # settings that have a name may get it
         assert isinstance(found, DualCache)
-        assert (found.settings, found.forecast) == (method.settings, method.forecast)
+        assert (found.settings, found.forecast, found.window) == (method.settings, method.forecast, method.window)
         assert str(parse(str(found))) == str(found)
     else:
         assert found == method
@@ -115,6 +125,12 @@ def test_a_methods_text_parses_back_to_it(method: Method) -> None:
         ("DualCache:Aggressive", DualCache(PRESETS["aggressive"], "aggressive"), "dualcache:aggressive"),
         ("dualcache:f=8,RDT=0.1", DualCache(DualCacheSettings(rdt=0.1)), "dualcache:F=8,B=0,rdt=0.1"),
         ("2", TeaCache(2.0), "2"),
+        ("seacache:0.25, Diffusers", DiffusersSeaCache(0.25), "seacache:0.25,diffusers"),
+        ("seacache:0.3,diffusers+reuse", DiffusersSeaCache(0.3, forecast="reuse"), "seacache:0.3,diffusers+reuse"),
+        ("2x@0.1-0.9", Speedup(2.0, window=(0.1, 0.9)), "2x@0.1-0.9"),
+        ("2x@.1-1+reuse", Speedup(2.0, window=(0.1, 1), forecast="reuse"), "2x@0.1-1+reuse"),
+        ("0.2@0-0.9", TeaCache(0.2, window=(0, 0.9)), "0.2@0-0.9"),
+        ("dualcache:aggressive@0-1", DualCache(PRESETS["aggressive"], "aggressive"), "dualcache:aggressive"),
         ("2.0", TeaCache(2.0), "2"),
         ("0.2+reuse", TeaCache(0.2), "0.2"),
         ("0.2+linear", TeaCache(0.2, forecast="linear"), "0.2+linear"),
@@ -141,6 +157,10 @@ def test_a_methods_text_parses_back_to_it(method: Method) -> None:
             EasyCache(0.1, 10, forecast="linear"),
             "easycache:0.1,ret_steps=10+linear",
         ),
+        ("magcache:0.06", MagCache(0.06), "magcache:0.06"),
+        ("magcache:0.24,k=5,retention=0.1", MagCache(0.24, 5, 0.1), "magcache:0.24,K=5,retention=0.1"),
+        ("90s", Seconds(90.0), "90s"),
+        ("seconds:7.5S+reuse", Seconds(7.5, forecast="reuse"), "7.5s+reuse"),
         ("STEPS:0+reuse", Steps((0,), forecast="reuse"), "steps:0+reuse"),
         ("dualcache:F=8", DualCache(DualCacheSettings()), "dualcache:F=8,B=0,rdt=0.08"),
         (
@@ -202,6 +222,18 @@ def test_every_setting_has_both_names() -> None:
         ("easycache:", "neither a number"),
         ("easycache:0.2,first=3", "'first=3' is none of ret_steps="),
         ("easycache:0.2,ret_steps=1", "ret_steps=1 is not a whole number from 2 on"),
+        ("magcache:0.06,K=0", "K=0 is not a whole number from 1 on"),
+        ("magcache:0.06,retention=nan", "retention=nan is not a number from 0 on"),
+        ("magcache:0.06,F=1", "'F=1' is none of K=, retention="),
+        ("seacache:0.3,comfy", "'comfy' is not 'diffusers'"),
+        ("2x@0.9-0.1", "'@0.9-0.1' is no part of a run; write shares between 0 and 1, such as @0.1-0.9"),
+        ("2x@", "no part of a run"),
+        ("2x@.-.", "no part of a run"),
+        ("2x@0.1", "no part of a run"),
+        ("2x@0.1-1.5", "no part of a run"),
+        ("0s", "no time above 0 and at most a day; try 90s"),
+        ("seconds:nan", "no time above 0"),
+        ("1e9s", "at most a day"),
         ("steps:", "'' is no list of rising steps, such as 0-9,12"),
         ("steps:3,2", "no list of rising steps"),
         ("steps:1-9", "leaves out step 0"),
@@ -271,6 +303,14 @@ def test_a_speed_up_is_met_or_refused_with_a_number_of_steps_that_would_do(
 
 def test_steps_that_are_not_known_yet_are_no_reason_to_refuse() -> None:
     Speedup(1.5).check_steps(None)
+
+
+def test_seacache_as_diffusers_has_it_computes_after_two_skips() -> None:
+    gate = parse("seacache:0.25,diffusers").gate(
+        Setup(Facts(tuple(1 - step / 12 for step in range(12))), Generation(12))
+    )
+    assert [step for step in range(12) if not gate(step, lambda: 0.01).skip] == [0, 3, 6, 9, 11]
+    assert parse("seacache:0.25,diffusers").order == 1
 
 
 def test_a_list_of_steps_must_fit_the_run_and_is_what_is_computed() -> None:

@@ -173,7 +173,7 @@ def test_a_bad_value(value: str, capsys, no_weights: list[str]) -> None:
     [
         ("--teacache 0.5x", "argument --teacache: '0.5x' is not a speed-up above 1x and at most 10x; try 1.5x"),
         ("--teacache abc", "'abc' is neither a number nor a speed-up nor 'auto' nor 'off'; try 0.2 or 1.5x"),
-        ("--teacache nothing:1", "'nothing' is no method; there are cuts, dualcache, seacache"),
+        ("--teacache nothing:1", "'nothing' is no method; there are cuts, dualcache, easycache, magcache, seacache"),
         ("--teacache 0.2+cubic", "'cubic' is no forecast; there are reuse, linear, quadratic"),
         ("--teacache-forecast cubic", "argument --teacache-forecast: invalid choice: 'cubic'"),
         ("--dualcache keen", "'keen' is neither a preset (aggressive, conservative) nor of the form F=8,B=0,rdt=0.08"),

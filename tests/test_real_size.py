@@ -8,7 +8,9 @@ A model at its real size, if only one block of each list, takes gigabytes and mi
 import json
 import os
 import socket
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import mlx.core as mx
 import pytest
@@ -18,11 +20,14 @@ from mflux.models.qwen import qwen_initializer
 from mflux.models.z_image import z_image_initializer
 from mlx import nn
 
-from mflux_teacache_plugin.cli import main
 from mflux_teacache_plugin.errors import SettingsError
-from mflux_teacache_plugin.measure import real_size
 from tests.tiny import flux1
 from tests.tiny.shrink import shrunk
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
+import real_size
+
+sys.path.pop(0)
 
 #: One of each pipeline: all it runs on, and parameters in billions.
 MODELS = {"dev": 11.90, "flux2-klein-base-4b": 3.88, "qwen-image": 20.43, "z-image": 6.15}
@@ -90,8 +95,8 @@ def test_every_model_is_built_and_quantized_as_mflux_does_it(name: str, sealed) 
 @pytest.mark.parametrize("guidance", [1, 4])
 @pytest.mark.parametrize("name", MODELS)
 def test_a_loop_of_each_pipeline(name: str, guidance: int, narrow, sealed, capsys) -> None:
-    argv = ["speed", name, "2x", *SMALL, "--steps", "6", "--guidance", str(guidance), "--format", "json"]
-    assert main(argv) == 0
+    argv = [name, "2x", *SMALL, "--steps", "6", "--guidance", str(guidance), "--format", "json"]
+    assert real_size.main(argv) == 0
     found = json.loads(capsys.readouterr().out)
     rows = {row["setting"]: row for row in found["rows"]}
     assert rows["plain"]["computed"] == 6 and rows["plain"]["of_plain"] == 1 and rows["plain"]["kept_mb"] == 0
@@ -120,7 +125,7 @@ ticks = iter(range(10_000))
 
 
 def test_the_text_says_what_it_is(narrow, sealed, capsys) -> None:
-    assert main(["speed", "flux2-klein-4b", "2x", *SMALL, "--steps", "6"]) == 0
+    assert real_size.main(["flux2-klein-4b", "2x", *SMALL, "--steps", "6"]) == 0
     out, err = capsys.readouterr()
     assert "no picture is made" in out and "1 of 2 transformer_blocks" in out and "| 2x " in out
     assert "loop" in err  # the bar
@@ -129,7 +134,7 @@ def test_the_text_says_what_it_is(narrow, sealed, capsys) -> None:
 def test_too_little_memory_is_refused_with_the_numbers(monkeypatch, sealed, capsys) -> None:
     monkeypatch.setattr(mx, "device_info", lambda: {"free_memory": 24 * 10**9})
     before = mx.get_active_memory()
-    assert main(["speed", "qwen-image"]) == 2
+    assert real_size.main(["qwen-image"]) == 2
     said = capsys.readouterr().err
     assert "GB are needed, and 24.0 GB are there" in said and "40.9 GB of weights" in said and "-q 4" in said
     assert mx.get_active_memory() - before < 50e6
@@ -138,10 +143,19 @@ def test_too_little_memory_is_refused_with_the_numbers(monkeypatch, sealed, caps
 @pytest.mark.parametrize(("setting", "message"), [("20x", "20x"), ("off", "'off' was given")])
 def test_settings_that_make_no_sense_are_refused_before_anything_is_evaluated(setting, message, sealed, capsys) -> None:
     try:
-        code = main(["speed", "qwen-image", setting])
+        code = real_size.main(["qwen-image", setting])
     except SystemExit as left:
         code = left.code
     assert code == 2 and message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "options", [("--size", "64"), ("--size", "0x64"), ("--layers", "1,"), ("--steps", "0"), ("-q", "7")]
+)
+def test_numbers_that_make_no_sense_are_refused(options: tuple[str, str], capsys) -> None:
+    with pytest.raises(SystemExit) as left:
+        real_size.main(["dev", *options])
+    assert left.value.code == 2 and f"argument {options[0]}" in capsys.readouterr().err
 
 
 def test_a_schedule_needs_steps(sealed) -> None:
@@ -152,5 +166,5 @@ def test_a_schedule_needs_steps(sealed) -> None:
 
 @pytest.mark.skipif("REAL_SIZE" not in os.environ, reason="takes gigabytes and minutes; set REAL_SIZE=1")
 def test_really(sealed, capsys) -> None:
-    assert main(["speed", "flux2-klein-base-4b", "2x", *SMALL, "--steps", "6", "--guidance", "1"]) == 0
+    assert real_size.main(["flux2-klein-base-4b", "2x", *SMALL, "--steps", "6", "--guidance", "1"]) == 0
     assert "1 of 5 transformer_blocks" in capsys.readouterr().out

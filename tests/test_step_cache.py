@@ -485,3 +485,13 @@ def test_after_a_fault_nothing_is_kept_and_everything_is_the_models_own(transfor
     assert mx.array_equal(cache.run(forward, x), transformer(x))
     cache.end_step()
     assert len(cache.record.decisions) == 1
+
+
+def test_outside_the_window_everything_is_computed():
+    forward, cache = Counted(), predictions(Told(*range(1, 10)), 10)
+    cache.window = (0.3, 0.7)
+    for _ in range(10):
+        cache.run(forward)
+        cache.end_step()
+    assert [each.step for each in cache.record.decisions if each.skipped] == [3, 4, 5, 6]
+    assert [each.reason for each in cache.record.decisions][7:] == ["outside the window"] * 3

@@ -67,7 +67,7 @@ class Mflux:
         self.model = demo_model.load()
 
     def inputs(self, prompt: str, seed: int) -> dict[str, np.ndarray]:
-        """Noise (1, 64, 128), and the text with and without the prompt (1, 16, 96), float32."""
+        """Noise (1, 64, 128), and the text with and without the prompt (1, 12, 192), float32."""
         import mlx.core as mx
         from mflux.models.flux2.latent_creator.flux2_latent_creator import Flux2LatentCreator
 

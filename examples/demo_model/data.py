@@ -1,85 +1,112 @@
-"""Procedural pictures with captions: flat coloured shapes on a flat, striped, checked or dotted background.
+"""Pictures with captions: a thing in 3D on a softly shaded ground of one colour, drawn on the fly.
 
-Everything lies on the grid of the transformer's tokens, so that each of them shows one of a few tiles, which a small
-model learns. A caption names count, colour and shape, the background's pattern and mostly its colour. Everything else
-(where the shapes lie, their size, the pattern's second colour, direction and phase, the place of each dot) is left
-open, so that the noise has to decide it.
+The things are Microsoft's Fluent emoji (MIT), as the npm package @lobehub/fluent-emoji-3d holds them. A caption names
+the thing and the ground's colour. Where the thing stands, which way it looks if its sides differ, where the light falls
+and the ground's shade are left open, so that the noise has to decide them. Places lie on the grid of the transformer's
+tokens, so that each token shows one of a few tiles, which a small model learns.
 """
 
-import math
+import subprocess
+import tarfile
 import tomllib
-from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
-from itertools import combinations, product
+from functools import cached_property
+from itertools import product
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image, ImageFilter
 
-SIZE, CELL = 128, 16  # pixels per side of a picture, and of a token
-CELLS = SIZE // CELL
-HALF = CELL // 2
-OVERSAMPLING = 8  # masks are drawn this much larger and averaged down, for anti-aliased edges
-
-COLORS = {
-    "red": (215, 35, 35),
-    "yellow": (250, 220, 40),
-    "green": (35, 150, 60),
-    "cyan": (70, 215, 225),
-    "blue": (40, 65, 205),
-    "pink": (250, 130, 190),
-    "white": (245, 245, 245),
-    "black": (20, 20, 20),
+PACKAGE = "@lobehub/fluent-emoji-3d@1.1.0"
+THINGS = {  # code points: the names of the package's files
+    "fox": "1f98a",
+    "panda": "1f43c",
+    "frog": "1f438",
+    "tiger": "1f42f",
+    "lion": "1f981",
+    "koala": "1f428",
+    "rabbit": "1f430",
+    "pig": "1f437",
+    "monkey": "1f435",
+    "penguin": "1f427",
+    "owl": "1f989",
+    "octopus": "1f419",
+    "whale": "1f433",
+    "crab": "1f980",
+    "turtle": "1f422",
+    "butterfly": "1f98b",
+    "snail": "1f40c",
+    "chick": "1f424",
+    "unicorn": "1f984",
+    "robot": "1f916",
+    "ghost": "1f47b",
+    "alien": "1f47d",
+    "skull": "1f480",
+    "pumpkin": "1f383",
+    "rose": "1f339",
+    "sunflower": "1f33b",
+    "cactus": "1f335",
+    "mushroom": "1f344",
+    "tree": "1f333",
+    "apple": "1f34e",
+    "strawberry": "1f353",
+    "watermelon": "1f349",
+    "pineapple": "1f34d",
+    "lemon": "1f34b",
+    "cherry": "1f352",
+    "avocado": "1f951",
+    "hamburger": "1f354",
+    "pizza": "1f355",
+    "doughnut": "1f369",
+    "cupcake": "1f9c1",
+    "rocket": "1f680",
+    "car": "1f697",
+    "bus": "1f68c",
+    "castle": "1f3f0",
+    "balloon": "1f388",
+    "teapot": "1fad6",
+    "crown": "1f451",
+    "globe": "1f30d",
 }
-SHAPES = ("circle", "square", "triangle", "star", "ring", "heart")
-COUNTS = ("a", "two", "three")
-PATTERNS = ("plain", "striped", "checked", "dotted")
+MIRRORED = {  # things whose sides differ: drawn either way
+    *("butterfly", "bus", "car", "chick", "pineapple", "rocket", "snail", "teapot", "turtle", "unicorn", "watermelon"),
+    "whale",
+}
+COLORS = {
+    "red": (205, 60, 60),
+    "orange": (240, 150, 60),
+    "yellow": (245, 215, 95),
+    "green": (95, 175, 105),
+    "blue": (75, 120, 215),
+    "purple": (145, 95, 190),
+    "pink": (245, 165, 200),
+    "white": (238, 238, 240),
+}
 
-COUNT_SHARES = (0.45, 0.30, 0.25)
-PATTERN_SHARES = (0.40, 0.18, 0.14, 0.28)
-OPEN_SHARE = 0.3  # of patterned backgrounds whose colour the caption leaves out
+SQUARE, WIDE = (128, 128), (128, 192)  # height and width of a picture in pixels
+SIDE, CELL = 96, 16  # pixels per side of a thing, and between its possible places
+MARGIN = max(*SQUARE, *WIDE) - SIDE + CELL  # enough around a thing to cut any picture out
+SHADE, SHADE_BLUR, SHADE_OFFSET = 0.3, 5, (4, 3)  # of the soft shadow below and beside a thing
+BRIGHTEST, FALL = 1.12, 0.38  # of a ground in its light, and how much darker a picture's height away
+COLOR_SPREAD = 6.0  # of a ground's shade around its colour, in grey levels
 
 MODEL = Path(__file__).with_name("flux2-klein-base-demo")  # what ships
 PROMPTS = MODEL / "prompts.toml"
-UNSEEN, UNSEEN_SEED = 256, 1  # pictures held out
+PER_ROW = 8  # pictures side by side
+UNSEEN_SEED = 1  # of the pictures for held-out figures; no training draws from it
 
 
-@dataclass(frozen=True)
-class Places:
-    """Where shapes can lie, in cells: their sides by the number of shapes, the grid of their corners, and the gap."""
-
-    sides: dict[int, tuple[int, ...]]
-    stride: int
-    gap: int
+def with_article(words: str) -> str:
+    return f"{'an' if words[0] in 'aeio' else 'a'} {words}"  # not u: a unicorn
 
 
-QUARTERS = Places({1: (4,), 2: (4,), 3: (4,)}, stride=4, gap=0)  # what the transformer learns
-ANYWHERE = Places({1: (3, 4, 5), 2: (3,), 3: (3,)}, stride=1, gap=1)  # what the VAE must be able to show
+def caption(thing: str, color: str) -> str:
+    return f"{with_article(thing)} on {with_article(color)} background"
 
 
-@dataclass(frozen=True)
-class Scene:
-    """What a caption says; without a ground, the background's colour is open."""
-
-    count: str
-    color: str
-    shape: str
-    pattern: str
-    ground: str | None
-
-    @property
-    def caption(self) -> str:
-        figure = f"{self.count} {self.color} {self.shape}{'' if self.count == 'a' else 's'}"
-        backdrop = [word for word in (self.pattern, self.ground) if word and word != "plain"]
-        return " ".join([figure, "on a", *backdrop, "background"])
-
-
-def scenes() -> Iterator[Scene]:
-    """Every scene that there is."""
-    for count, color, shape, pattern, ground in product(COUNTS, COLORS, SHAPES, PATTERNS, (*COLORS, None)):
-        if ground != color and (ground or pattern != "plain"):
-            yield Scene(count, color, shape, pattern, ground)
+def pairs() -> list[tuple[str, str]]:
+    """Every thing on every ground."""
+    return list(product(THINGS, COLORS))
 
 
 def held_out() -> frozenset[str]:
@@ -87,102 +114,90 @@ def held_out() -> frozenset[str]:
     return frozenset(entry["prompt"] for group in tomllib.loads(PROMPTS.read_text()).values() for entry in group)
 
 
-def choose(rng: np.random.Generator, forbidden: frozenset[str]) -> Scene:
-    """A random scene whose caption is not forbidden."""
-    while True:
-        count, pattern = str(rng.choice(COUNTS, p=COUNT_SHARES)), str(rng.choice(PATTERNS, p=PATTERN_SHARES))
-        color, ground = (str(c) for c in rng.permutation(list(COLORS))[:2])
-        left_open = pattern != "plain" and rng.random() < OPEN_SHARE
-        scene = Scene(count, color, str(rng.choice(SHAPES)), pattern, None if left_open else ground)
-        if scene.caption not in forbidden:
-            return scene
+def fetch(folder: Path) -> Path:
+    """The emoji pictures, 256x256 with transparency: fetched into the folder with npm, if they are not there yet."""
+    pictures = folder / "package" / "assets"
+    if not pictures.exists():
+        packed = subprocess.run(["npm", "pack", PACKAGE], cwd=folder, check=True, capture_output=True, text=True)
+        with tarfile.open(folder / packed.stdout.split()[-1]) as archive:
+            archive.extractall(folder, filter="data")
+    return pictures
 
 
-def outline(shape: str) -> np.ndarray:
-    """The shape's polygon in the square from -1 to 1, (points, 2); y points down."""
-    turns = np.linspace(0, 2 * math.pi, 72, endpoint=False)
-    if shape == "square":
-        return 0.85 * np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]])
-    if shape == "triangle":
-        return np.array([[0, -0.95], [0.95, 0.85], [-0.95, 0.85]])
-    if shape == "star":
-        turns = -math.pi / 2 + np.arange(10) * math.pi / 5
-        lengths = np.tile([1.0, 0.42], 5)[:, None]
-        return lengths * np.stack([np.cos(turns), np.sin(turns)], axis=1) + (0, 0.05)
-    if shape == "heart":
-        curve = 13 * np.cos(turns) - 5 * np.cos(2 * turns) - 2 * np.cos(3 * turns) - np.cos(4 * turns)
-        return np.stack([16 * np.sin(turns) ** 3, -curve - 2.5], axis=1) / 17
-    return 0.95 * np.stack([np.cos(turns), np.sin(turns)], axis=1)
+@dataclass(frozen=True)
+class Cutout:
+    """A thing without a ground."""
+
+    color: np.ndarray  # (SIDE, SIDE, 3), multiplied with what it covers, 0 to 255
+    cover: np.ndarray  # (SIDE, SIDE, 1), 0 to 1
+
+    @cached_property
+    def mirrored(self) -> "Cutout":
+        return Cutout(self.color[:, ::-1], self.cover[:, ::-1])
+
+    @cached_property
+    def shadow(self) -> np.ndarray:
+        """Its blurred cover with a margin of MARGIN all around."""
+        sheet = Image.fromarray(np.pad(255 * self.cover[..., 0], MARGIN).astype(np.uint8))
+        return np.asarray(sheet.filter(ImageFilter.GaussianBlur(SHADE_BLUR)), np.float32) / 255
 
 
-@cache
-def mask(shape: str, side: int) -> np.ndarray:
-    """How much of each pixel the shape covers, in a square of so many pixels: (side, side)."""
-    sheet = Image.new("L", (side * OVERSAMPLING,) * 2)
-    pen = ImageDraw.Draw(sheet)
-    for scale, fill in ((1.0, 255), (0.5, 0)) if shape == "ring" else ((1.0, 255),):
-        pen.polygon([tuple(point) for point in (scale * outline(shape) + 1) / 2 * sheet.width], fill=fill)
-    return np.asarray(sheet.reduce(OVERSAMPLING), np.float32) / 255
+def cut_out(file: Path) -> Cutout:
+    """Scaled so that the thing's longer side fills SIDE; it stands in the middle, on the lower edge."""
+    picture = Image.open(file).convert("RGBA")
+    picture = picture.crop(picture.getchannel("A").point(lambda alpha: 255 * (alpha > 8)).getbbox())
+    square = Image.new("RGBA", (max(picture.size),) * 2)
+    square.paste(picture, ((square.width - picture.width) // 2, square.height - picture.height))
+    values = np.asarray(square, np.float32) / 255
+    values[..., :3] *= values[..., 3:]
+    channels = [Image.fromarray(values[..., c]).resize((SIDE, SIDE), Image.Resampling.LANCZOS) for c in range(4)]
+    values = np.clip(np.stack([np.asarray(channel) for channel in channels], -1), 0, 1)
+    return Cutout(255 * values[..., :3], values[..., 3:])
 
 
-@cache
-def repeated(pattern: str) -> list[np.ndarray]:
-    """Where the second colour of a striped or checked background can be: masks (SIZE, SIZE)."""
-    fine = (np.arange(SIZE * OVERSAMPLING) + 0.5) / OVERSAMPLING
-    y, x = np.meshgrid(fine, fine, indexing="ij")
-    if pattern == "striped":
-        sheets = [(along + phase) % CELL < HALF for along in (x, y, x + y, x - y) for phase in (0, HALF)]
-    else:
-        sheets = [(x // side + y // side + phase) % 2 for side in (HALF, CELL) for phase in (0, 1)]
-    blocks = (SIZE, OVERSAMPLING, SIZE, OVERSAMPLING)
-    return [sheet.reshape(blocks).mean((1, 3), dtype=np.float32) for sheet in sheets]
+class World:
+    """All pictures that there are, but those with a forbidden caption; places lie so many pixels apart."""
+
+    def __init__(self, pictures: Path, forbidden: frozenset[str] = frozenset(), step: int = CELL):
+        self.things = {name: cut_out(pictures / f"{code}.webp") for name, code in THINGS.items()}
+        self.allowed = [pair for pair in pairs() if caption(*pair) not in forbidden]
+        self.step = step
+
+    def draw(self, thing: str, color: str, rng: np.random.Generator, size: tuple[int, int]) -> np.ndarray:
+        """A picture (height, width, 3) uint8."""
+        picture = ground(color, rng, size)
+        cutout = self.things[thing]
+        if thing in MIRRORED and rng.random() < 0.5:
+            cutout = cutout.mirrored
+        top, left = (self.step * int(rng.integers((length - SIDE) // self.step + 1)) for length in size)
+        down, right = MARGIN - top - SHADE_OFFSET[0], MARGIN - left - SHADE_OFFSET[1]
+        picture *= 1 - SHADE * cutout.shadow[down:, right:][: size[0], : size[1], None]
+        covered = picture[top : top + SIDE, left : left + SIDE]
+        covered *= 1 - cutout.cover
+        covered += cutout.color
+        return np.clip(picture, 0, 255).round().astype(np.uint8)
+
+    def render(
+        self, count: int, seed: int | tuple[int, ...], size: tuple[int, int] = SQUARE
+    ) -> tuple[np.ndarray, list[str]]:
+        """Pictures (count, height, width, 3) uint8 and their captions."""
+        rng = np.random.default_rng(seed)
+        chosen = [self.allowed[rng.integers(len(self.allowed))] for _ in range(count)]
+        return np.stack([self.draw(*pair, rng, size) for pair in chosen]), [caption(*pair) for pair in chosen]
 
 
-def dots(rng: np.random.Generator) -> np.ndarray:
-    """Where the second colour of a dotted background is: a dot in each cell, in one of its four quarters."""
-    quarters = np.zeros((CELLS * CELLS, 4, HALF, HALF), np.float32)
-    quarters[np.arange(CELLS * CELLS), rng.integers(4, size=CELLS * CELLS)] = mask("circle", HALF)
-    return quarters.reshape(CELLS, CELLS, 2, 2, HALF, HALF).transpose(0, 2, 4, 1, 3, 5).reshape(SIZE, SIZE)
+def ground(color: str, rng: np.random.Generator, size: tuple[int, int]) -> np.ndarray:
+    """A wall of about the colour, lit from somewhere: (height, width, 3) float32."""
+    height, width = size
+    y, x = np.mgrid[:height, :width].astype(np.float32) / height
+    across, down = rng.uniform(0.15, 0.85, 2)
+    distance = np.hypot(x - across * width / height, y - down) * (height / width) ** 0.5
+    shade = np.float32(COLORS[color]) + rng.normal(0, COLOR_SPREAD, 3).astype(np.float32)
+    return shade * (BRIGHTEST - FALL * distance)[..., None]
 
 
-@cache
-def layouts(count: int, side: int, stride: int, gap: int) -> list[tuple[tuple[int, int], ...]]:
-    """Every way to place so many shapes: (row, column) of their first cells."""
-    free = CELLS - side
-    corners = product(range(0, free + 1, stride), repeat=2)
-    return [
-        chosen
-        for chosen in combinations(corners, count)
-        if all(max(abs(a - c), abs(b - d)) >= side + gap for (a, b), (c, d) in combinations(chosen, 2))
-    ]
-
-
-def draw(scene: Scene, rng: np.random.Generator, places: Places) -> np.ndarray:
-    """A picture of the scene, (SIZE, SIZE, 3) uint8."""
-    free = [color for color in rng.permutation(list(COLORS)) if color not in (scene.color, scene.ground)]
-    ground, second, color = (np.float32(COLORS[name]) for name in (scene.ground or free.pop(), free.pop(), scene.color))
-    picture = np.tile(ground, (SIZE, SIZE, 1))
-    if scene.pattern != "plain":
-        choices = repeated(scene.pattern) if scene.pattern != "dotted" else [dots(rng)]
-        picture += choices[rng.integers(len(choices))][..., None] * (second - ground)
-    count = COUNTS.index(scene.count) + 1
-    side = int(rng.choice(places.sides[count]))
-    choices = layouts(count, side, places.stride, places.gap)
-    for row, column in choices[rng.integers(len(choices))]:
-        part = picture[row * CELL : (row + side) * CELL, column * CELL : (column + side) * CELL]
-        part += mask(scene.shape, side * CELL)[..., None] * (color - part)
-    return picture.round().astype(np.uint8)
-
-
-def render(
-    count: int, seed: int | tuple[int, ...], forbidden: frozenset[str], places: Places
-) -> tuple[np.ndarray, list[str]]:
-    """Pictures (count, SIZE, SIZE, 3) uint8 and their captions."""
-    rng = np.random.default_rng(seed)
-    chosen = [choose(rng, forbidden) for _ in range(count)]
-    return np.stack([draw(scene, rng, places) for scene in chosen]), [scene.caption for scene in chosen]
-
-
-def unseen() -> tuple[np.ndarray, list[str]]:
-    """Pictures and captions for held-out figures; no training draws from this seed."""
-    return render(UNSEEN, UNSEEN_SEED, frozenset(), QUARTERS)
+def side_by_side(pictures: list[np.ndarray]) -> Image.Image:
+    """Rows of PER_ROW; what is left of the last one stays white."""
+    pictures = pictures + [np.full_like(pictures[0], 255)] * (-len(pictures) % PER_ROW)
+    rows = [np.concatenate(pictures[at : at + PER_ROW], axis=1) for at in range(0, len(pictures), PER_ROW)]
+    return Image.fromarray(np.concatenate(rows))

@@ -63,7 +63,8 @@ def convert(folder: Path, target: Path) -> None:
     model.save_model(str(target))
     shutil.copy(source / "model.json", target)
     if target.resolve() != MODEL.resolve():
-        shutil.copy(PROMPTS, target)
+        for file in (PROMPTS, MODEL / "things.npz"):
+            shutil.copy(file, target)
     size = sum(file.stat().st_size for file in target.rglob("*") if file.is_file())
     print(f"{target}: {size / 1e6:.1f} MB")
 

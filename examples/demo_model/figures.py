@@ -44,7 +44,7 @@ def seconds(model) -> None:
         times = []
         for _ in range(4):
             start = time.perf_counter()
-            generate(model, "a red circle on a blue background", 1, 25, guidance)
+            generate(model, "a fox on a blue background", 1, 25, guidance)
             times.append(time.perf_counter() - start)
         print(f"25 steps, guidance {guidance:g}: {statistics.median(times[1:]):.2f} s (first {times[0]:.2f} s)")
 

@@ -1,6 +1,7 @@
-"""Muon in float32: momentum whose matrices are orthogonalized before they are applied.
+"""Muon: momentum whose matrices are orthogonalized before they are applied.
 
-torch.optim.Muon orthogonalizes in bfloat16, which a CPU without bfloat16 units computes twenty times slower.
+torch.optim.Muon knows no convolutions and orthogonalizes in bfloat16 only, which a CPU without bfloat16 units computes
+twenty times slower.
 """
 
 from collections import defaultdict
@@ -13,17 +14,14 @@ ITERATIONS = 5
 
 
 def orthogonalize(matrices: Tensor) -> Tensor:
-    """Approximate U V^T of each matrix's singular value decomposition: (n, rows, columns)."""
+    """Approximate U V^T of each matrix's singular value decomposition: (n, rows, columns), in their own precision."""
     a, b, c = COEFFICIENTS
     tall = matrices.shape[1] > matrices.shape[2]
     x = matrices.mT if tall else matrices
     x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
-    identity = torch.eye(x.shape[1])
-    gram, turn = x @ x.mT, identity
-    for _ in range(ITERATIONS):  # on the small square matrices: x becomes turn @ x
-        factor = a * identity + b * gram + c * gram @ gram
-        turn, gram = factor @ turn, factor @ gram @ factor
-    x = turn @ x
+    for _ in range(ITERATIONS):
+        gram = x @ x.mT
+        x = a * x + (b * gram + c * gram @ gram) @ x
     return x.mT if tall else x
 
 
@@ -33,8 +31,16 @@ class Muon(torch.optim.Optimizer):
     A convolution counts as the matrix that maps a patch to its output channels.
     """
 
-    def __init__(self, weights: list[Tensor], lr: float = 1e-3, momentum: float = 0.95, weight_decay: float = 0.0):
+    def __init__(
+        self,
+        weights: list[Tensor],
+        lr: float = 1e-3,
+        momentum: float = 0.95,
+        weight_decay: float = 0.0,
+        precision: torch.dtype = torch.float32,
+    ):
         super().__init__(weights, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+        self.precision = precision
 
     @torch.no_grad()
     def step(self) -> None:
@@ -45,7 +51,8 @@ class Muon(torch.optim.Optimizer):
             for (rows, columns), weights in shapes.items():
                 updates = torch.stack([self._momentum(weight, group["momentum"]) for weight in weights])
                 scale = 0.2 * max(rows, columns) ** 0.5 * group["lr"]
-                for weight, update in zip(weights, orthogonalize(updates), strict=True):
+                updates = orthogonalize(updates.to(self.precision)).to(updates.dtype)
+                for weight, update in zip(weights, updates, strict=True):
                     weight.mul_(1 - group["lr"] * group["weight_decay"]).sub_(update.view_as(weight), alpha=scale)
 
     def _momentum(self, weight: Tensor, momentum: float) -> Tensor:

@@ -10,7 +10,7 @@ import tomllib
 from pathlib import Path
 
 import numpy as np
-from data import PROMPTS, SIZE
+from data import PROMPTS, SQUARE
 from PIL import Image
 
 STEPS, GUIDANCE = 25, 4.0
@@ -28,12 +28,12 @@ def noise(folder: Path) -> None:
     from mflux.models.flux2.latent_creator.flux2_latent_creator import Flux2LatentCreator
 
     ModelConfig.precision = mx.float32
-    tokens, *_ = Flux2LatentCreator.prepare_packed_latents(entry()["seed"], SIZE, SIZE, 1)
+    tokens, *_ = Flux2LatentCreator.prepare_packed_latents(entry()["seed"], *SQUARE, 1)
     np.save(folder / "noise.npy", np.array(tokens))
 
 
 def reference(folder: Path) -> None:
-    """Write text (2, 12, 96), tokens before and after every step (steps + 1, 64, 128) and the picture."""
+    """Write text (2, 12, 192), tokens before and after every step (steps + 1, 64, 128) and the picture."""
     import sampling
     import text
     import torch
@@ -75,8 +75,8 @@ def compare(folder: Path, precision: str) -> None:
     config = Config(
         model_config=model.model_config,
         num_inference_steps=STEPS,
-        height=SIZE,
-        width=SIZE,
+        height=SQUARE[0],
+        width=SQUARE[1],
         guidance=GUIDANCE,
         scheduler="flow_match_euler_discrete",
     )

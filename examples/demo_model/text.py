@@ -1,14 +1,14 @@
 """The text side: a byte-level tokenizer with one token per caption word, and a frozen Qwen3 that is nearly an identity.
 
-Nothing here is trained. The words' embeddings are orthonormal (a plural is its singular plus a shared direction) and
-each of the 28 layers adds only a little, so that the three hidden states which FLUX.2 Klein reads (after layers 9, 18
-and 27) are the words themselves with some context mixed in.
+Nothing here is trained. The words' embeddings are orthonormal, and each of the 28 layers adds only a little, so that
+the three hidden states which FLUX.2 Klein reads (after layers 9, 18 and 27) are the words themselves with some context
+mixed in. All widths are multiples of 64 or divide it, so that mflux can quantize the encoder.
 """
 
 from pathlib import Path
 
 import torch
-from data import COLORS, COUNTS, PATTERNS, SHAPES
+from data import COLORS, THINGS
 from torch import nn
 from transformers import Qwen2Tokenizer, Qwen3Config, Qwen3ForCausalLM, Qwen3Model
 
@@ -16,12 +16,13 @@ TEXT_TOKENS = 12
 LAYERS_READ = (9, 18, 27)  # hidden states that mflux and diffusers concatenate
 NO_CAPTION = " "  # what mflux encodes for the unconditional branch of guidance
 START, END, PAD = "<|im_start|>", "<|im_end|>", "<|endoftext|>"
-WORDS = (*COLORS, *SHAPES, *COUNTS, *PATTERNS[1:], "on", "background")
+WORDS = (*COLORS, *THINGS, "a", "on", "background")
+SAME = {"an": "a", "cherries": "cherry"}  # words that mean the same, to the last bit
 TEMPLATE = (  # the shortest that leaves one token for an empty caption
     "{% for message in messages %}" + START + "{% if message['content'] | trim %}"
     " {{ message['content'] | trim }}{% endif %}{% endfor %}"
 )
-WIDTH = 32
+WIDTH = 64
 MIXING = 0.12  # how much each sublayer of the text encoder adds, relative to its input
 SEED = 5
 
@@ -35,7 +36,7 @@ def byte_alphabet() -> list[str]:
 def build_tokenizer() -> Qwen2Tokenizer:
     """Merges grow each word from its left end, so that no merge of one word can break another."""
     tokens, merges = byte_alphabet(), []
-    for word in (*WORDS, *(shape + "s" for shape in SHAPES)):
+    for word in (*WORDS, *SAME):
         piece = "Ġ"  # the space before the word
         for letter in word:
             if piece + letter not in tokens:
@@ -65,7 +66,7 @@ def config(vocab_size: int) -> Qwen3Config:
         num_hidden_layers=28,  # one more than is read: transformers normalizes the last hidden state, mflux does not
         num_attention_heads=2,
         num_key_value_heads=1,
-        head_dim=16,
+        head_dim=32,
         rope_theta=1e6,
         rms_norm_eps=1e-6,
         max_position_embeddings=40960,
@@ -83,12 +84,10 @@ def build_encoder(tokenizer: Qwen2Tokenizer) -> Qwen3Model:
             nn.init.normal_(weight, std=gain * weight.shape[1] ** -0.5, generator=generator)
     table = torch.randn(encoder.config.vocab_size, WIDTH, generator=generator)
     basis = torch.linalg.qr(torch.randn(WIDTH, WIDTH, generator=generator)).Q
-    concepts = dict(zip([START, PAD, "plural", *("Ġ" + word for word in WORDS)], basis, strict=False))
-    for shape in SHAPES:
-        concepts[f"Ġ{shape}s"] = (concepts["Ġ" + shape] + 0.7 * concepts["plural"]) / 1.22
+    concepts = dict(zip([START, PAD, *("Ġ" + word for word in WORDS)], basis, strict=False))
+    concepts |= {"Ġ" + word: concepts["Ġ" + other] for word, other in SAME.items()}
     for token, vector in concepts.items():
-        if token != "plural":
-            table[tokenizer.convert_tokens_to_ids(token)] = vector * WIDTH**0.5
+        table[tokenizer.convert_tokens_to_ids(token)] = vector * WIDTH**0.5
     encoder.embed_tokens.weight.copy_(table)
     for weight in encoder.parameters():
         weight.copy_(weight.bfloat16().float())

@@ -10,7 +10,6 @@ from pathlib import Path
 import data
 import numpy as np
 import torch
-from data import SIZE
 from diffusers import AutoencoderKLFlux2
 from muon import Muon
 from torch import Tensor, nn
@@ -18,21 +17,32 @@ from tqdm import tqdm
 
 GEOMETRY = {"block_out_channels": [16, 32, 64, 64], "layers_per_block": 1, "norm_num_groups": 4}
 CHANNELS, PATCH = 32, 8  # latent channels, pixels per latent position and side
-LATENT = SIZE // PATCH  # latent positions per side
 VARIANCE = 0.25  # of the latents, over all channels; the batch norm statistics say the same
 LOG_VARIANCE = -12.0  # of the encoder's posterior: practically its mean
-BATCH, PEAK_RATE, SEED = 4, 1.5e-3, 2
+BATCH, PEAK_RATE, SEED = 8, 2e-3, 2
+NOISE = 0.08  # at most so much is added to the latents that are decoded: generated ones are not exact either
+STEP = 1  # pixels between the places of things: the VAE is to show them anywhere
+CHECKED, CHECK_EVERY = 32, 300  # pictures held out, steps
 
 
 def pixels_of(pictures: np.ndarray) -> Tensor:
-    """Pictures (n, SIZE, SIZE, 3) uint8 as the VAE takes them: (n, 3, SIZE, SIZE) in [-1, 1]."""
+    """Pictures (n, height, width, 3) uint8 as the VAE takes them: (n, 3, height, width) in [-1, 1]."""
     return torch.from_numpy(pictures).float().div(127.5).sub(1).permute(0, 3, 1, 2)
 
 
 def patches(pictures: np.ndarray) -> Tensor:
-    """Pictures (n, SIZE, SIZE, 3) uint8 as rows of pixels in [-1, 1]: (n, LATENT, LATENT, 3 * PATCH**2)."""
-    grid = pixels_of(pictures).reshape(-1, 3, LATENT, PATCH, LATENT, PATCH).permute(0, 2, 4, 1, 3, 5)
-    return grid.reshape(-1, LATENT, LATENT, 3 * PATCH**2)
+    """Pictures (n, height, width, 3) uint8 as rows of pixels in [-1, 1]: (n, rows, columns, 3 * PATCH**2)."""
+    count, height, width, _ = pictures.shape
+    rows, columns = height // PATCH, width // PATCH
+    grid = pixels_of(pictures).permute(0, 2, 3, 1).reshape(count, rows, PATCH, columns, PATCH, 3)
+    return grid.transpose(2, 3).reshape(count, rows, columns, 3 * PATCH**2)
+
+
+def from_patches(rows: Tensor) -> Tensor:
+    """The inverse of patches(): pixels (n, height, width, 3) in [-1, 1]."""
+    count, height, width, _ = rows.shape
+    grid = rows.reshape(count, height, width, PATCH, PATCH, 3).transpose(2, 3)
+    return grid.reshape(count, height * PATCH, width * PATCH, 3)
 
 
 def fit_basis(pictures: np.ndarray) -> dict[str, Tensor]:
@@ -52,14 +62,20 @@ def fit_basis(pictures: np.ndarray) -> dict[str, Tensor]:
 
 
 def project(basis: dict[str, Tensor], pictures: np.ndarray) -> Tensor:
-    """Latents (n, CHANNELS, LATENT, LATENT)."""
+    """Latents (n, CHANNELS, rows, columns)."""
     weights = basis["directions"] / basis["power"].sqrt() * basis["spread"]
     return ((patches(pictures) - basis["mean"]) @ weights).permute(0, 3, 1, 2)
 
 
+def invert(basis: dict[str, Tensor], latents: Tensor) -> Tensor:
+    """Pixels (n, height, width, 3) in [-1, 1] from latents, by the basis alone."""
+    weights = latents.permute(0, 2, 3, 1) / basis["spread"] * basis["power"].sqrt()
+    return from_patches(weights @ basis["directions"].T + basis["mean"])
+
+
 def build() -> AutoencoderKLFlux2:
     """An untrained VAE whose batch norm and posterior already are what the latents need."""
-    vae = AutoencoderKLFlux2(**GEOMETRY, latent_channels=CHANNELS, sample_size=SIZE)
+    vae = AutoencoderKLFlux2(**GEOMETRY, latent_channels=CHANNELS, sample_size=data.SQUARE[0])
     vae.bn.running_mean.zero_()
     vae.bn.running_var.fill_(VARIANCE)
     with torch.no_grad():
@@ -83,16 +99,24 @@ def psnr(error: Tensor) -> float:
 class Training:
     """Decoder and encoder, trained in turn; both only ever see the fixed latents and the pictures."""
 
-    def __init__(self, folder: Path, minutes: float):
+    def __init__(self, folder: Path, minutes: float, bfloat16: bool):
         torch.manual_seed(1)
-        self.file, self.seconds = folder / "vae.pt", 60 * minutes
-        self.basis, self.checked = torch.load(folder / "prepared.pt")["basis"], data.unseen()[0][:32]
-        self.spread, self.forbidden = self.basis["spread"].view(1, -1, 1, 1), data.held_out()
-        self.vae = build()
+        self.file, self.seconds, self.bfloat16 = folder / "vae.pt", 60 * minutes, bfloat16
+        self.basis = torch.load(folder / "prepared.pt")["basis"]
+        self.spread = self.basis["spread"].view(1, -1, 1, 1)
+        self.world = data.World(data.fetch(folder), data.held_out(), STEP)
+        self.checked, _ = data.World(data.fetch(folder), step=STEP).render(CHECKED, data.UNSEEN_SEED)
+        self.vae = build().to(memory_format=torch.channels_last)
         self.weights = {"decoder": [], "encoder": []}
         for name, weight in self.vae.named_parameters():
             self.weights["decoder" if name.startswith(("decoder.", "post_quant_conv.")) else "encoder"].append(weight)
         self.optimizers = {side: self.optimizers_of(weights) for side, weights in self.weights.items()}
+        self.compiled = {
+            "decoder": torch.compile(
+                lambda latents: self.vae.decoder(self.vae.post_quant_conv(latents)), dynamic=False
+            ),
+            "encoder": torch.compile(lambda pixels: self.vae.quant_conv(self.vae.encoder(pixels)), dynamic=False),
+        }
         self.state = {"elapsed": 0.0, "step": 0, "history": []}
         self.average = {name: value.clone() for name, value in self.vae.state_dict().items()}
         if self.file.exists():
@@ -103,12 +127,12 @@ class Training:
                     optimizer.load_state_dict(content)
             self.average, self.state = saved["average"], saved["state"]
 
-    @staticmethod
-    def optimizers_of(weights: list[Tensor]) -> list[torch.optim.Optimizer]:
+    def optimizers_of(self, weights: list[Tensor]) -> list[torch.optim.Optimizer]:
         """Muon for the inner matrices and convolutions, AdamW for the rest (pixels and latents at either end too)."""
         inner = [w for w in weights if w.ndim > 1 and w.shape[0] >= 16 and w.flatten(1).shape[1] >= 64]
         rest = [w for w in weights if all(w is not i for i in inner)]
-        return [Muon(inner), torch.optim.AdamW(rest, betas=(0.9, 0.99), weight_decay=1e-4)]
+        precision = torch.bfloat16 if self.bfloat16 else torch.float32
+        return [Muon(inner, precision=precision), torch.optim.AdamW(rest, betas=(0.9, 0.99), weight_decay=1e-4)]
 
     def save(self) -> None:
         content = {
@@ -120,32 +144,32 @@ class Training:
         torch.save(content, self.file.with_suffix(".tmp"))
         self.file.with_suffix(".tmp").replace(self.file)
 
-    def batch(self) -> tuple[Tensor, Tensor]:
-        """Latents (BATCH, CHANNELS, LATENT, LATENT) and pictures (BATCH, 3, SIZE, SIZE) in [-1, 1]."""
-        pictures, _ = data.render(BATCH, (SEED, self.state["step"]), self.forbidden, data.ANYWHERE)
-        return project(self.basis, pictures), pixels_of(pictures)
-
     def loss(self, side: str) -> Tensor:
-        latents, pixels = self.batch()
+        """Of a batch: mean absolute and squared error of the pixels, or of the latents in units of their spread."""
+        pictures, _ = self.world.render(BATCH, (SEED, self.state["step"]))
+        pixels, latents = pixels_of(pictures), project(self.basis, pictures)
         if side == "encoder":
-            error = (self.encode(self.vae, pixels) - latents) / self.spread
-            return error.square().mean() + error.abs().mean()
-        noisy = latents + 0.02 * torch.randn_like(latents)  # generated latents are not exact either
-        error = self.vae.decode(noisy).sample - pixels
+            given, wanted = pixels, latents
+        else:
+            given = latents + NOISE * torch.rand(BATCH, 1, 1, 1) * torch.randn_like(latents)
+            wanted = pixels
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.bfloat16):
+            made = self.compiled[side](given.contiguous(memory_format=torch.channels_last))
+        if side == "encoder":
+            error = (made[:, :CHANNELS].float() - wanted) / self.spread
+            return error.abs().mean() + error.square().mean()
+        error = made.float() - wanted
         return error.abs().mean() + 2 * error.square().mean()
 
-    @staticmethod
-    def encode(vae: nn.Module, pixels: Tensor) -> Tensor:
-        return vae.encode(pixels).latent_dist.mean
-
     def step(self) -> None:
-        side = "encoder" if self.state["step"] % 3 == 2 else "decoder"
+        side = "encoder" if self.state["step"] % 4 == 3 else "decoder"
         progress = min(self.state["elapsed"] / self.seconds, 1.0)
         rate = PEAK_RATE * min(1, (self.state["step"] + 1) / 60) * (0.5 + 0.5 * math.cos(math.pi * progress))
         self.loss(side).backward()
         nn.utils.clip_grad_norm_(self.weights[side], 1.0)
-        self.vae.quant_conv.weight.grad = self.mean_only(self.vae.quant_conv.weight.grad)
-        self.vae.quant_conv.bias.grad = self.mean_only(self.vae.quant_conv.bias.grad)
+        if side == "encoder":  # the posterior's variance stays where build() put it
+            self.vae.quant_conv.weight.grad[CHANNELS:] = 0
+            self.vae.quant_conv.bias.grad[CHANNELS:] = 0
         for optimizer in self.optimizers[side]:
             optimizer.param_groups[0]["lr"] = rate
             optimizer.step()
@@ -156,20 +180,13 @@ class Training:
             if value.is_floating_point():
                 self.average[name].lerp_(value, 1 - keep)
 
-    @staticmethod
-    def mean_only(gradient: Tensor | None) -> Tensor | None:
-        """The posterior's variance stays where build() put it."""
-        if gradient is not None:
-            gradient[CHANNELS:] = 0
-        return gradient
-
     @torch.no_grad()
     def check(self) -> dict[str, float]:
         """Held-out figures of the average: decoding and round trip in dB, and the encoder's relative error."""
         vae = build().eval()
         vae.load_state_dict(self.average)
         pixels, latents = pixels_of(self.checked), project(self.basis, self.checked)
-        encoded = self.encode(vae, pixels)
+        encoded = vae.encode(pixels).latent_dist.mean
         return {
             "minute": round(self.state["elapsed"] / 60, 1),
             "step": self.state["step"],
@@ -186,7 +203,7 @@ class Training:
             self.step()
             self.state["elapsed"] = time.monotonic() - begin
             bar.update(round(self.state["elapsed"]) - bar.n)
-            if self.state["step"] % 600 == 0 or self.state["elapsed"] >= self.seconds:
+            if self.state["step"] % CHECK_EVERY == 0 or self.state["elapsed"] >= self.seconds:
                 self.state["history"].append(self.check())
                 bar.set_postfix(self.state["history"][-1])
                 self.save()

@@ -1,6 +1,6 @@
 """An example: a method, a family and an option, each as a plugin brings it.
 
-`--teacache every:3` computes every third step. Lens takes every method, not only speed-ups. `--stopwatch 3` prints the
+`--teacache every:3` computes every third step. Lens is served by this adapter in place of the built-in one. `--stopwatch 3` prints the
 three slowest steps of each picture.
 """
 
@@ -64,7 +64,7 @@ def sigmas(model, config, arguments):
 
 
 LENS = Adapter(
-    id="lens",  # the id of a built-in adapter, which serves speed-ups only: this one replaces it
+    id="lens",  # the id of a built-in adapter: this one replaces it
     pipelines=("mflux.models.lens.variants.txt2img.lens_image:LensImage",),
     taps=TapPoints(
         blocks=("transformer_blocks",),

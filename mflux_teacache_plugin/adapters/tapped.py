@@ -3,7 +3,9 @@
 A skipped ControlNet step never evaluates the ControlNet either: its samples are lazy, and only the blocks use them.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from mflux_teacache_plugin.adapters.adapter import CLASSIFIER_FREE_GUIDANCE, Adapter
 from mflux_teacache_plugin.caching.guidance import SecondCall
@@ -11,6 +13,23 @@ from mflux_teacache_plugin.caching.taps import TapPoints
 
 _MODELS = "mflux.models"
 _PIPELINES = f"{_MODELS}.flux.variants"
+
+
+def refuse_noise(model_config: Any | None, options: Mapping[str, Any]) -> str | None:
+    """Krea 2 and Anima: every other sampler than euler, also the one they take unasked, adds noise between the steps."""
+    if options.get("scheduler", "euler") == "euler":
+        return None
+    return "its sampler er_sde adds noise between the steps; --scheduler euler adds none"
+
+
+def _lens_sigmas(model: Any, config: Any, arguments: Mapping[str, Any]) -> Sequence[float]:
+    return model._turbo_sigmas(config.image_seq_len, config.num_inference_steps)[:-1]
+
+
+def _ming_sigmas(model: Any, config: Any, arguments: Mapping[str, Any]) -> Sequence[float]:
+    sigmas = model.sigmas(config.num_inference_steps).tolist()
+    return [sigma for sigma in sigmas if sigma > 0]  # at 0, on its last step, Ming does not call the transformer
+
 
 #: Blocks for text and picture together, then blocks for one stream of both.
 _DOUBLE_AND_SINGLE = TapPoints(
@@ -117,7 +136,61 @@ ERNIE = Adapter(
     predict=("_predict",),
 )
 
-TAPPED = (FLUX1, KLEIN, KLEIN_BASE, QWEN, Z_IMAGE, Z_IMAGE_CONTROLNET, FIBO, ERNIE)
+# `_predict` makes a function of one step, with guidance of both calls, and compiles it. The blocks see the prompt's tokens and
+# the picture's in one stream, and so does the final norm. With a ControlNet mflux makes that function before its loop begins,
+# where no tap is set yet.
+KREA2 = Adapter(
+    id="krea-2",
+    pipelines=(f"{_MODELS}.krea2.variants.txt2img.krea2:Krea2",),
+    taps=TapPoints(
+        blocks=("blocks",), stream="x", signal="blocks.0.attn", signal_argument="x", final="last", text_first=True
+    ),
+    branches=CLASSIFIER_FREE_GUIDANCE,
+    second_call=SecondCall(),
+    predict=("_predict",),
+    refuses=refuse_noise,
+)
+
+LENS = Adapter(
+    id="lens",
+    pipelines=(f"{_MODELS}.lens.variants.txt2img.lens_image:LensImage",),
+    taps=TapPoints(
+        blocks=("transformer_blocks",),
+        signal="transformer_blocks.0.attn",
+        signal_argument="hidden_states",
+        final="norm_out",
+    ),
+    sigmas=_lens_sigmas,
+)
+
+# The loop calls the transformer, once for the prompt and once without it.
+MING = Adapter(
+    id="ming",
+    pipelines=(f"{_MODELS}.ming_image.variants.ming_image:MingImage",),
+    taps=TapPoints(
+        blocks=("layers",),
+        stream="x",
+        signal="layers.0.attention",
+        signal_argument="hidden_states",
+        final="all_final_layer.2-1",
+    ),
+    branches=CLASSIFIER_FREE_GUIDANCE,
+    second_call=SecondCall(),
+    sigmas=_ming_sigmas,
+)
+
+# The call without the prompt leaves out some of the blocks.
+MOSS = Adapter(
+    id="moss-image",
+    pipelines=(f"{_MODELS}.moss_image.variants.txt2img.moss_image:MOSSImage",),
+    taps=TapPoints(
+        blocks=("layers",), stream="x", signal="layers.0.proj.q", signal_argument="x", final="final_norm_video"
+    ),
+    branches=CLASSIFIER_FREE_GUIDANCE,
+    second_call=SecondCall(),
+)
+
+TAPPED = (FLUX1, KLEIN, KLEIN_BASE, QWEN, Z_IMAGE, Z_IMAGE_CONTROLNET, FIBO, ERNIE, KREA2, LENS, MING, MOSS)
 
 _ATTENTION_MAPS = "its attention maps come from the blocks, which a skipped step does not run"
 

@@ -13,31 +13,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mflux_teacache_plugin.adapters.adapter import Adapter
+from mflux_teacache_plugin.adapters.tapped import refuse_noise
 from mflux_teacache_plugin.caching.guidance import SecondCall
 
 _MODELS = "mflux.models"
-
-
-def _refuse_noise(model_config: Any | None, options: Mapping[str, Any]) -> str | None:
-    """Krea 2 and Anima: every other sampler than euler, also their default, adds noise between the steps."""
-    if options.get("scheduler", "euler") == "euler":
-        return None
-    return "its sampler er_sde adds noise between the steps; --scheduler euler adds none"
 
 
 def _refuse_iris_turbo(model_config: Any | None, options: Mapping[str, Any]) -> str | None:
     if model_config is None or model_config.supports_guidance:
         return None
     return "Iris Turbo takes four large steps, whatever --steps says; iris-3b-base takes more"
-
-
-def _lens_sigmas(model: Any, config: Any, arguments: Mapping[str, Any]) -> Sequence[float]:
-    return model._turbo_sigmas(config.image_seq_len, config.num_inference_steps)[:-1]
-
-
-def _ming_sigmas(model: Any, config: Any, arguments: Mapping[str, Any]) -> Sequence[float]:
-    sigmas = model.sigmas(config.num_inference_steps).tolist()
-    return [sigma for sigma in sigmas if sigma > 0]  # at 0, on its last step, Ming does not call the transformer
 
 
 def _flux3_sigmas(model: Any, config: Any, arguments: Mapping[str, Any]) -> Sequence[float]:
@@ -96,18 +81,11 @@ UNTAPPED = (
         condition=2,  # once little noise is left, other embeddings come, which have seen the pictures of the caption's text
     ),
     Adapter(
-        id="krea-2",
-        pipelines=(f"{_MODELS}.krea2.variants.txt2img.krea2:Krea2",),
-        predict=("_predict",),
-        refuses=_refuse_noise,
-        second_call=SecondCall(),
-    ),
-    Adapter(
         id="krea-2-controlnet",
         pipelines=(f"{_MODELS}.krea2.variants.controlnet.krea2_controlnet:Krea2Controlnet",),
         predict=("_predict",),
         on_class=True,
-        refuses=_refuse_noise,
+        refuses=refuse_noise,
         second_call=SecondCall(),
     ),
     Adapter(
@@ -115,7 +93,7 @@ UNTAPPED = (
         pipelines=(f"{_MODELS}.anima.variants.txt2img.anima:Anima",),
         predict=("_predict",),
         on_class=True,
-        refuses=_refuse_noise,
+        refuses=refuse_noise,
         second_call=SecondCall(),
     ),
     Adapter(
@@ -125,22 +103,6 @@ UNTAPPED = (
         predict=("_predict_conditional", "_predict_unconditional"),
         sigmas=_ideogram_sigmas,
         steps=_ideogram_steps,
-    ),
-    Adapter(
-        id="lens",
-        pipelines=(f"{_MODELS}.lens.variants.txt2img.lens_image:LensImage",),
-        sigmas=_lens_sigmas,
-    ),
-    Adapter(
-        id="ming",
-        pipelines=(f"{_MODELS}.ming_image.variants.ming_image:MingImage",),
-        sigmas=_ming_sigmas,
-        second_call=SecondCall(),
-    ),
-    Adapter(
-        id="moss-image",
-        pipelines=(f"{_MODELS}.moss_image.variants.txt2img.moss_image:MOSSImage",),
-        second_call=SecondCall(),
     ),
     Adapter(
         id="iris",

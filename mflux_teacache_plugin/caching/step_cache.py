@@ -54,6 +54,7 @@ class Cache:
 
     def __init__(self, facts: Facts, order: int, record: Generation) -> None:
         self.record = record
+        self.window = (0.0, 1.0)  #: the shares of the run between which steps may be skipped
         self._facts = facts
         self._order = order
         self._step = 0
@@ -73,6 +74,10 @@ class Cache:
         self._step += 1
         self._calls = 0
         mx.async_eval(self.kept())
+
+    def progress(self) -> dict[str, str]:
+        """What the progress bar shows."""
+        return {"skipped": f"{self.record.skipped:.3g}"}
 
     def kept(self) -> list[mx.array]:
         """Every array that is held."""
@@ -95,6 +100,10 @@ class Cache:
         """The gate's verdict; a step beyond the announced ones is computed, for nobody has planned it."""
         if self._step >= self._facts.steps:
             return Verdict(skip=False, reason="beyond the announced steps")
+        start, end = (share * self._facts.steps for share in self.window)
+        if not start - 1e-9 <= self._step < end - 1e-9:
+            gate.reset()
+            return Verdict(skip=False, reason="outside the window")
         return gate(self._step, change)
 
     def _note(self, verdict: Verdict, change: float | None = None) -> None:

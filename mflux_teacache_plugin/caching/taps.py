@@ -28,6 +28,7 @@ class TapPoints:
         signal_argument: that input's keyword; it is taken from the first position if passed without.
         final: the final norm; its first argument is tapped.
         stream: the keyword under which a block takes the image's tokens; `signal_argument` if it is None.
+        text_first: the signal has the prompt's tokens before the picture's.
     """
 
     blocks: tuple[str, ...]
@@ -35,6 +36,7 @@ class TapPoints:
     signal_argument: str
     final: str
     stream: str | None = None
+    text_first: bool = False
 
 
 #: One pass of a forward: its output, then per guidance branch the signal, (batch, tokens, width), and the final norm's
@@ -105,7 +107,9 @@ class Taps:
     def _on_signal(self, inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         if self.running:
             name = self._points.signal_argument
-            self._signals.append(kwargs[name] if name in kwargs else args[0])
+            signal = kwargs[name] if name in kwargs else args[0]
+            # turned round, the picture's come first; that they run backwards changes no difference and no filter
+            self._signals.append(signal[:, ::-1] if self._points.text_first else signal)
         return inner(*args, **kwargs)
 
     def _on_final(self, inner: Callable[..., Any], hidden: mx.array, *args: Any, **kwargs: Any) -> Any:

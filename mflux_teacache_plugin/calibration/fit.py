@@ -50,7 +50,7 @@ def numbers(traces: Sequence[Trace], published: Variant | None = None) -> tuple[
     """
     moved = np.array([np.cumsum([0.0, *(trace.prediction or trace.output)]) for trace in traces]).mean(axis=0)
     sigma, change = (tuple(np.round(each, 5).tolist()) for each in (traces[0].sigma, moved))
-    keys: dict[str, Any] = {"profile": Profile(sigma=sigma, change=change)}
+    keys: dict[str, Any] = {"profile": Profile(sigma=sigma, change=change, guidance=traces[0].guidance)}
     outputs = np.array([trace.output[:-1] for trace in traces])  # the last step always computes
     scores = {PROFILE: score(outputs, (outputs.sum(axis=0) - outputs) / (len(traces) - 1))}
     if any(trace.signal is None for trace in traces):

@@ -10,7 +10,7 @@ import json
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -41,7 +41,7 @@ FEWEST_STEPS = 4
 
 COMMENT = "Made by `mflux-teacache calibrate`. Every key: docs/coefficient-files.md."
 
-SECONDS = "Seconds are those of one process, one setting after the other: for exact ones use `mflux-teacache bench`."
+SECONDS = "Seconds are counted: the steps computed, at the pace of all steps. `mflux-teacache bench` measures them."
 
 UNKNOWN_LICENCE = "unknown; see the model's own page"
 
@@ -158,10 +158,11 @@ class Calibration:
 
         about = f"{variant.provenance.recipe}. {variant.provenance.notes}\n{SECONDS if cases else ''}"
         title, pictures = f"Calibration of {variant.id}", self.place / "pictures"
-        facts = {"variant": as_table(variant)}
+        facts = {"variant": asdict(variant)}
         self.rows, _ = report.conclude(title, about.strip(), facts, cases, shots, pictures, self.place)
         if cases:
-            notes = [f"Tried on {len(cases)} prompts held out. {results.verdict(self.rows)}", *notes]
+            told = f"Held-out prompts on which settings were tried: {len(cases)}."
+            notes = [f"{told} {results.verdict(self.rows)}", *notes]
         self.variant = propose.recommending(variant, self.rows, notes)
         coefficient_file.write(self.variant, self.file, COMMENT, self.force)
 
@@ -193,7 +194,7 @@ class Calibration:
             for kind, row in recorder.changes.items()
             if len(row) == steps - 1 and np.isfinite(row).all()
         }
-        if not usable:
+        if not {"output", "prediction"} & usable.keys():
             raise TraceError(
                 f"{type(model.pipeline).__name__} cannot be recorded",
                 cause=f"{steps} steps gave {sorted({len(row) for row in recorder.changes.values()})} changes",
@@ -211,6 +212,7 @@ class Calibration:
             prompt=prompt,
             recipe=", ".join([*recipe, f"seed {SEED}"]),
             steps=config.num_inference_steps,
+            guidance=None if config.guidance is None else float(config.guidance),
             sigma=tuple(recorder.sigma),
             **usable,
         )

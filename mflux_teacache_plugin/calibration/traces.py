@@ -30,6 +30,7 @@ class Trace:
     sigma: tuple[float, ...] = key_field(checks.falling, "sigma = [1.0, 0.9, 0.5, 0.02]")
     output: tuple[float, ...] = key_field(checks.many(checks.number), "output = [0.3, 0.1, 0.2]")
     signal: tuple[float, ...] | None = key_field(checks.many(checks.number), "signal = [0.3, 0.1, 0.2]", default=None)
+    guidance: float | None = key_field(checks.number, "guidance = 3.5", default=None)
     prediction: tuple[float, ...] | None = key_field(checks.many(checks.number), "prediction = [0.1]", default=None)
 
 

@@ -4,22 +4,36 @@ and in a picture's metadata.
     0.2                     TeaCache, with this threshold
     1.5x                    a schedule of as many steps as give this speed-up
     dualcache:aggressive    DualCache; also dualcache:F=8,B=0,rdt=0.08
-    seacache:0.3            SeaCache
+    seacache:0.3            SeaCache; also seacache:0.25,diffusers
     easycache:0.2           EasyCache; also easycache:0.2,ret_steps=10
+    magcache:0.06           MagCache; also magcache:0.24,K=5,retention=0.1
+    90s                     as many steps as the loop computes in this time
     steps:0-9,12,17,24      just these steps
     cuts                    no step is skipped, only what guidance can do without is left out
     2x+reuse                any of them, with another forecast: reuse, linear or quadratic
+    2x@0.1-0.9              any of them, with everything computed before and after these shares of the run
     2x,cfg_end=0.6          any of them, with guidance on the first 0.6 of the steps
 
 Upper and lower case mean the same. A method is one file here, and one line in `BUILT_IN`.
 """
 
+import re
 from argparse import ArgumentTypeError
 from collections.abc import Mapping
 from typing import Literal
 
 from mflux_teacache_plugin.host import faults
-from mflux_teacache_plugin.methods import cuts, dualcache, easycache, seacache, speedup, steps, teacache
+from mflux_teacache_plugin.methods import (
+    cuts,
+    dualcache,
+    easycache,
+    magcache,
+    seacache,
+    seconds,
+    speedup,
+    steps,
+    teacache,
+)
 from mflux_teacache_plugin.methods.method import Method, Parser, to_share
 
 AUTO: Literal["auto"] = "auto"
@@ -34,6 +48,8 @@ BUILT_IN: dict[str, Parser] = {
     "steps": steps.parse,
     "easycache": easycache.parse,
     "cuts": cuts.parse,
+    "magcache": magcache.parse,
+    "seconds": seconds.parse,
 }
 
 #: Skips no step; beside every method too, what guidance can do without is left out.
@@ -66,11 +82,15 @@ def parse(text: str, known: Mapping[str, Parser] = BUILT_IN) -> Method | Literal
 
 
 def _method(text: str, known: Mapping[str, Parser]) -> Method:
+    text, at, window = text.partition("@")
+    if at:
+        return _method(text, known).with_window(window)
     name, colon, setting = text.partition(":")
     if text.lower() == "cuts":
         name, setting = text, ""
-    elif not colon:  # two methods are known by the form of their setting
-        name, setting = ("speedup" if text.lower().endswith("x") else "teacache"), text
+    elif not colon:  # three methods are known by the form of their setting
+        name = "speedup" if text.lower().endswith("x") else "seconds" if re.match(r"[\d.].*[sS]$", text) else "teacache"
+        setting = text
     parser = known.get(name.lower())
     if parser is None:
         raise ArgumentTypeError(f"'{name}' is no method; there are {', '.join(sorted(known))}")

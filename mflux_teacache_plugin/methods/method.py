@@ -5,6 +5,7 @@ hook `mflux_methods`.
 """
 
 import math
+import re
 from argparse import ArgumentTypeError
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -57,10 +58,12 @@ class Method:
 
     Attributes:
         forecast: what stands in for a skipped step, a key of `ORDERS`; the method's usual one if it is left out.
+        window: the shares of the run between which steps may be skipped; whatever lies outside is computed.
         cfg_end: the share of the steps, below 1, that run with guidance; None for all of them.
     """
 
     forecast: str = field(default="", kw_only=True)
+    window: tuple[float, float] = field(default=(0.0, 1.0), kw_only=True)
     cfg_end: float | None = field(default=None, kw_only=True)
 
     #: Whether it skips steps, so that a run has to be fit for that.
@@ -88,8 +91,10 @@ class Method:
             object.__setattr__(self, "forecast", self.usual_forecast)
 
     def __str__(self) -> str:
-        text = self.setting if self.forecast == self.usual_forecast else f"{self.setting}+{self.forecast}"
-        return text if self.cfg_end is None else f"{text},cfg_end={plain(self.cfg_end)}"
+        window = "" if self.window == (0.0, 1.0) else "@" + "-".join(plain(share) for share in self.window)
+        forecast = "" if self.forecast == self.usual_forecast else f"+{self.forecast}"
+        cfg_end = "" if self.cfg_end is None else f",cfg_end={plain(self.cfg_end)}"
+        return f"{self.setting}{window}{forecast}{cfg_end}"
 
     @property
     def order(self) -> int:
@@ -116,6 +121,17 @@ class Method:
         """The same with guidance on this share of the steps. ArgumentTypeError if it is no share."""
         share = to_share(str(share))
         return replace(self, cfg_end=None if share == 1 else share)
+
+    def with_window(self, text: str) -> Self:
+        """The same with a window such as `0.1-0.9`. ArgumentTypeError, with the form, for any other text."""
+        found = re.fullmatch(r"([01]?\.?\d{0,3})-([01]?\.?\d{0,3})", text.strip())
+        try:
+            start, end = (float(share) for share in found.groups()) if found else (1.0, 0.0)
+        except ValueError:
+            start, end = 1.0, 0.0
+        if not 0 <= start < end <= 1:
+            raise ArgumentTypeError(f"'@{text}' is no part of a run; write shares between 0 and 1, such as @0.1-0.9")
+        return replace(self, window=(start, end))
 
     def check(self, variant: "Variant | None", blocks: Mapping[str, int] | None = None) -> None:
         """Raise SettingsError, with the fix, if it cannot run on a model.
@@ -147,6 +163,10 @@ class Method:
             return PredictionCache(gate, facts, self.order, record, setup.condition)
         transform = partial(self.transform, facts=facts)
         return StepCache(gate, facts, self.order, record, setup.branches, transform)
+
+    def recorded(self, generation: Generation) -> str:
+        """The text that repeats a generation, for its picture's metadata."""
+        return str(self)
 
     def details(self, generation: Generation) -> str:
         """What the line after the picture adds when steps were skipped; may be empty."""

@@ -6,8 +6,11 @@ is no polynomial, and the signal is filtered before it is compared. Everything e
 filtered signal is compared with that of the step before, computed or not, each filtered at its own sigma; a step whose
 sum stays below the threshold is skipped; a computed step sets the sum to 0; the first and the last step are computed.
 The authors cap no run of skipped steps. They give thresholds of 0.3 and 0.6 for FLUX.1-dev at 50 steps.
+
+diffusers 0.42.1 (Apache-2.0) has it with a linear forecast and at most two skips in a row: `seacache:0.25,diffusers`.
 """
 
+from argparse import ArgumentTypeError
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -101,6 +104,24 @@ class SeaCache(Method):
         return sea_filter(signal, sigma, facts.grid)
 
 
+@dataclass(frozen=True)
+class DiffusersSeaCache(SeaCache):
+    """As diffusers 0.42.1 has it: a linear forecast of the residual, and at most two skips in a row."""
+
+    threshold: float = 0.25
+    usual_forecast: ClassVar[str] = "linear"
+
+    @property
+    def setting(self) -> str:
+        return f"{super().setting},diffusers"
+
+    def gate(self, setup: Setup) -> Gate:
+        return TeaCacheGate(setup.facts.steps, self.threshold, most=2)
+
+
 def parse(setting: str) -> SeaCache:
-    """`0.3`: the threshold."""
-    return SeaCache(number(setting, example="0.3"))
+    """`0.3`, the threshold; or `0.25,diffusers`."""
+    text, comma, whose = setting.partition(",")
+    if comma and whose.strip().lower() != "diffusers":
+        raise ArgumentTypeError(f"'{whose.strip()}' is not 'diffusers', the only word after seacache's threshold")
+    return (DiffusersSeaCache if comma else SeaCache)(number(text, example="0.3"))

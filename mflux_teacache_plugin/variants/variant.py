@@ -70,7 +70,7 @@ class Variant:
     `polynomial` (five coefficients, highest power first) maps the relative L1 change of the signal between two steps to
     the estimated relative change of the output; both are dimensionless. `range` is the span of signal changes that the
     fit saw, `threshold` the accumulated estimate from which a step is computed. `profile` and `step_lists` place steps
-    without a signal. `recommended` is the method that `auto` means; without it, it is the threshold, or a speed-up of
+    without a signal, and so do `mag_ratios`, MagCache's growth of the residual from step to step. `recommended` is the method that `auto` means; without it, it is the threshold, or a speed-up of
     1.5x where there is none. `models` names what the numbers are for (repo ids or mflux names), `related` what they may
     serve uncalibrated. `path` is the file, None for a variant made in Python.
 
@@ -93,6 +93,7 @@ class Variant:
     step_lists: tuple[StepList, ...] = key_field(
         checks.tables(StepList), "a section [[step_lists]] with steps and computed", default=()
     )
+    mag_ratios: tuple[float, ...] | None = key_field(checks.ratios, "mag_ratios = [1.0, 1.21, 1.12]", default=None)
     recommended: str | None = key_field(checks.text, 'recommended = "2x"', default=None)
     guard: Guard = key_field(  # noqa: RUF009 – a field like the others
         checks.table(Guard), "guard = { first = 1, last = 1 }", default=Guard()
@@ -120,7 +121,8 @@ class Variant:
         numbers = (self.polynomial, self.range, self.threshold, self.guard.first, self.guard.last)
         profile = self.profile and {"sigma": self.profile.sigma, "change": self.profile.change}
         placed = (profile, [{"steps": each.steps, "computed": each.computed} for each in self.step_lists])
-        return hashlib.sha256(json.dumps((numbers, placed)).encode()).hexdigest()[:12]
+        further = () if self.mag_ratios is None else (self.mag_ratios,)
+        return hashlib.sha256(json.dumps((numbers, placed, *further)).encode()).hexdigest()[:12]
 
     def replace(self, **changes: Any) -> "Variant":
         """A copy with some fields changed, checked like any other variant."""

@@ -5,10 +5,13 @@ weights, made on the device. MLX is lazy, so text encoders and VAE, which nobody
 on random embeddings, and is left where decoding would begin: there is no picture, and one would mean nothing.
 """
 
+import argparse
 import contextlib
 import io
 import itertools
 import re
+import sys
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -19,13 +22,17 @@ from typing import Any, NamedTuple
 
 import mlx.core as mx
 from mlx.utils import tree_flatten, tree_map
+from tqdm import tqdm
 
 from mflux_teacache_plugin import choose
 from mflux_teacache_plugin.adapters import Adapter
 from mflux_teacache_plugin.apply import apply_teacache
 from mflux_teacache_plugin.caching.taps import module_at
+from mflux_teacache_plugin.cli import output
+from mflux_teacache_plugin.demo_model import float32
 from mflux_teacache_plugin.errors import SettingsError, TeaCacheError
 from mflux_teacache_plugin.host.layers import stand_before
+from mflux_teacache_plugin.measure import machine, runs
 from mflux_teacache_plugin.methods.method import Method
 from mflux_teacache_plugin.methods.speedup import Speedup
 
@@ -49,23 +56,21 @@ Clock = Callable[[], float]
 
 class Family(NamedTuple):
     """A pipeline of mflux, "module:Class" below `mflux.models`; the transformer's linear layer that takes a prompt; how many
-    tokens that has, None where mflux pads it to the model's most; calls of the transformer a step without guidance.
+    tokens that has, None where mflux pads it to the model's most.
     """
 
     pipeline: str
     text: str
     tokens: int | None = None
-    calls: int = 1
 
 
 _FLUX1 = Family("flux.variants.txt2img.flux:Flux1", "context_embedder")
 _KLEIN = Family("flux2.variants.txt2img.flux2_klein:Flux2Klein", "context_embedder")
-_QWEN = Family("qwen.variants.txt2img.qwen_image:QwenImage", "txt_in", tokens=64, calls=2)
 _Z_IMAGE = Family("z_image.variants.z_image:ZImage", "cap_embedder.1", tokens=64)
 MODELS = {
     **dict.fromkeys(("dev", "schnell", "krea-dev"), _FLUX1),
     **dict.fromkeys([f"flux2-klein-{size}" for size in ("4b", "9b", "base-4b", "base-9b")], _KLEIN),
-    "qwen-image": _QWEN,
+    "qwen-image": Family("qwen.variants.txt2img.qwen_image:QwenImage", "txt_in", tokens=64),
     **dict.fromkeys(("z-image", "z-image-turbo"), _Z_IMAGE),
 }
 
@@ -275,3 +280,86 @@ def _row(name: str, pairs: list[tuple[Loop, Loop]]) -> dict[str, Any]:
         "kept_mb": last.kept[0] / 1e6,
         "kept": last.kept[1],
     }
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Every option."""
+    add = parser.add_argument
+    add("model", choices=MODELS, metavar="MODEL", help=", ".join(MODELS))
+    add("settings", nargs="*", type=runs.setting, metavar="SETTING", help="what --teacache takes; default: 2x")
+    add("-q", "--quantize", type=int, choices=(3, 4, 5, 6, 8), help="to so many bits, as mflux does it")
+    add("--size", type=pair, default=(1024, 1024), metavar="WxH", help="default: 1024x1024")
+    add("--steps", type=number, default=20, help="default: 20")
+    add("--guidance", type=float, default=4.0, help="default: 4; 1 for none")
+    add("--repetitions", type=number, default=3, help="rounds, in which all take turns; default: 3")
+    add("--layers", type=numbers, default=(), metavar="N[,N]", help="leave so many blocks of each list; default: all")
+    add("--tokens", type=number, metavar="N", help="of the prompt; default: as many as mflux pads it to, or 64")
+    add("--float32", action="store_true", help="in place of mflux's bfloat16; faster on a CPU")
+    add("--cpu-seconds", action="store_true", help="count this process's own, on a CPU that others use too")
+    output.add_format(parser)
+
+
+def numbers(text: str) -> tuple[int, ...]:
+    """`256x256`, or `1,2`: whole numbers from 1 on. ValueError for anything else."""
+    found = tuple(int(each) for each in re.split("[x,]", text))
+    if min(found) < 1:
+        raise ValueError(text)
+    return found
+
+
+def pair(text: str) -> tuple[int, ...]:
+    """Two of them."""
+    width, height = numbers(text)
+    return width, height
+
+
+def number(text: str) -> int:
+    """One of them."""
+    (found,) = numbers(text)
+    return found
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure, and print; 2 for what cannot be."""
+    parser = argparse.ArgumentParser(prog="real_size.py", description=__doc__)
+    add_arguments(parser)
+    args = parser.parse_args(argv)
+    try:
+        return run(args)
+    except TeaCacheError as error:
+        print(error, file=sys.stderr)
+        return 2
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measure, and print."""
+    clock = time.process_time if args.cpu_seconds else time.perf_counter
+    settings = tuple(dict.fromkeys(args.settings)) or ("2x",)
+    width, height = args.size
+    options = {"width": width, "height": height, "num_inference_steps": args.steps, "guidance": args.guidance}
+    with float32() if args.float32 else contextlib.nullcontext():
+        subject = build(args.model, args.quantize, args.layers, args.tokens)
+        wanted = candidates(subject.model, settings, args.steps)
+        require_memory(subject, width * height)
+        with tqdm(total=len(wanted) * (1 + args.repetitions), unit="loop") as bar:
+            rows = measure(subject, wanted, args.repetitions, clock, bar.update, **options)
+    bits = f"{args.quantize} bits" if args.quantize else "float32" if args.float32 else "bfloat16"
+    model = ", ".join((args.model, bits, *(f"{left} {name}" for name, left in subject.blocks.items())))
+    how = f"{width}x{height}, {args.steps} steps, guidance {args.guidance:g}"
+    gigabytes, plain = f"{rows[0]['peak_gb']:.1f} GB", f"{rows[0]['seconds']:.1f} s"
+    gains = ", ".join(f"{row['setting']} {row['speedup']:.2f}×" for row in rows if row["setting"] in settings)
+    facts = machine.describe()
+    line = (machine.line(), gigabytes, facts["mflux"], model, how, plain, gains)
+    markdown = f"| {' | '.join(line)} |"
+    if args.format == "json":
+        output.print_json({"machine": facts, "model": model, "run": how, "rows": rows, "markdown": markdown})
+        return 0
+    print(f"{machine.line()}\n{model}: at most {gigabytes} in use; {how}, {args.repetitions} rounds in turn")
+    print("The weights are random: no picture is made, and how often a threshold skips means nothing.\n")
+    output.print_table([key.upper() for key in rows[0]], [list(row.values()) for row in rows])
+    print(f"\nfor docs/speeds.md:\n{markdown}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
