@@ -172,8 +172,8 @@ def test_every_shipped_file_survives_rendering(tmp_path):
 
 
 def a_row(setting, computed, ssim, psnr, fewer_psnr):
-    cost = Cost(computed, seconds=1.0, step_seconds=0.1, wall=1.0, memory=1, mlx_memory=1)
-    near, fewer = (Summary(s, s, p, p, None) for s, p in ((ssim, psnr), (0.9, fewer_psnr)))
+    cost = Cost(computed, seconds=1.0, wall=1.0, memory=1, mlx_memory=1)
+    near, fewer = (Summary(s, s, p, p) for s, p in ((ssim, psnr), (0.9, fewer_psnr)))
     whole = {"fewer_speedup": 2.0, "whole": None, "whole_quality": None, "advice": ""}
     shares = {"skipped": 0.5, "speedup": 50 / computed, "ideal": 50 / computed}
     return Row("m", setting, 50, cost, **shares, quality=near, fewer=cost, fewer_quality=fewer, **whole)

@@ -12,16 +12,15 @@ from tempfile import TemporaryDirectory
 from mflux_teacache_plugin.cli import output
 from mflux_teacache_plugin.measure import metrics, runs, series, shards, suite
 from mflux_teacache_plugin.measure.ledger import Ledger
-from mflux_teacache_plugin.measure.series import Case, Shot
+from mflux_teacache_plugin.measure.series import Case
 from mflux_teacache_plugin.measure.suite import Suite
 from mflux_teacache_plugin.methods import OFF
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("suite", type=Path, metavar="SUITE.toml", help="what to measure; benchmarks/suites has some")
-    parser.add_argument(
-        "--out", type=Path, metavar="FOLDER", help="where results go, and are found again; default: bench/ and its name"
-    )
+    told = "where results go, and are found again; default: bench/ and its name"
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help=told)
     add_common(parser)
 
 
@@ -38,53 +37,43 @@ def run(args: argparse.Namespace) -> int:
 
 def bench(args: argparse.Namespace, wanted: Suite, out: Path) -> int:
     """Measure a suite; of `args`, `fresh` and `format` count."""
-    pictures = out / "pictures"
-    pictures.mkdir(parents=True, exist_ok=True)
-    ledger = Ledger(out, pictures, shards.world().rank)
-    ledger.clear(everything=args.fresh)
+    ledger = Ledger(out, args.fresh)
     shards.wait()  # nobody begins before all are cleared
     cases = wanted.cases()
     items = [(repetition, case) for repetition in range(wanted.repetitions) for case in cases]
     with shards.stoppable():
-        rounds = _measure(wanted, shards.mine(items), ledger, pictures)
-        merged = shards.gather([[asdict(shot) for shot in shots] for shots in rounds])
-        made = {pictures / shot.file for shots in rounds for shot in shots if shot.repetition == 0}
-        shards.gather_files(sorted(made), out)
-        if merged is not None:
-            named = {case.name: case for case in cases}
-            shots = [Shot.of(values) for of_round in merged for values in of_round]
-            ledger.merge([(named[shot.case], shot) for shot in shots])
-        shards.wait()  # until all is merged
-        ledger.close()
-    if merged is not None:
-        from mflux_teacache_plugin.measure import report  # matplotlib takes its time
+        _measure(wanted, shards.mine(items), ledger)
+        found = ledger.found
+        shards.gather_files(sorted(ledger.files), out)
+    if not shards.leads():
+        return 0
+    from mflux_teacache_plugin.measure import report  # matplotlib takes its time
 
-        about = (
-            f"{wanted.source} Medians of {wanted.repetitions} repetitions, means over {len(cases)} pictures.".strip()
-        )
-        facts = {"suite": asdict(wanted)}
-        rows, table = report.conclude(wanted.title, about, facts, cases, shots, pictures, out)
-        output.print_findings(rows, table, args.format)
-        if ledger.found:
-            print(
-                f"{ledger.found} of {len(shots)} runs were there already; --fresh measures them again", file=sys.stderr
-            )
-        print(f"report: {out / 'report.html'}; figures: {out / 'results.json'}", file=sys.stderr)
+    shots = [shot for repetition, case in items for shot in series.one_round(case, repetition, ledger.make)]
+    about = f"{wanted.source} Medians of {wanted.repetitions} repetitions, means over {len(cases)} pictures.".strip()
+    facts = {"suite": asdict(wanted)}
+    rows, table = report.conclude(wanted.title, about, facts, cases, shots, ledger.pictures, out)
+    output.print_findings(rows, table, args.format)
+    if found:
+        print(f"{found} of {len(shots)} runs were there already; --fresh measures them again", file=sys.stderr)
+    print(f"report: {out / 'report.html'}; figures: {out / 'results.json'}", file=sys.stderr)
     return 0
 
 
-def _measure(wanted: Suite, items: Sequence[tuple[int, Case]], ledger: Ledger, pictures: Path) -> list[list[Shot]]:
+def _measure(wanted: Suite, items: Sequence[tuple[int, Case]], ledger: Ledger) -> None:
     """A round of shots for each item of this rank. What can be known to be wrong is told before the first of them."""
-    missing = [case for repetition, case in items if not ledger.has(case, repetition)]
+    missing = [
+        case for n, case in items if not all(ledger.find(case, each, case.steps, n) for each in (OFF, *case.settings))
+    ]
     first = {case.group: case for case in reversed(missing)}  # of each group, one that is to be made
     for case in first.values():
         runs.check(case.command.with_options(steps=case.steps), case.settings)
     warm_ups = wanted.warm_up * sum(1 + len(case.settings) for case in first.values())
     with series.progress(warm_ups + sum(case.most_shots for _, case in items), show=shards.leads()) as counted:
-        with TemporaryDirectory(dir=pictures, prefix=".warm-up-") as folder:
+        with TemporaryDirectory(dir=ledger.pictures, prefix=".warm-up-") as folder:
             warm = counted(series.maker(Path(folder)))
             for case in [*first.values()] * wanted.warm_up:
                 for setting in (OFF, *case.settings):
                     warm(case, setting, case.steps, 0)
-        make = counted(ledger.keeping(series.maker(pictures)))
-        return [series.one_round(case, repetition, make) for repetition, case in items]
+        for repetition, case in items:
+            series.one_round(case, repetition, counted(ledger.make))

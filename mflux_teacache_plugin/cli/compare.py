@@ -20,22 +20,12 @@ _SEEDED = ("--seed", "-C", "--config-from-conf", "--config-from-metadata")  # op
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.usage = "mflux-teacache compare --settings SETTING ... [--out FOLDER] [--format {text,json}] -- COMMAND ..."
-    parser.add_argument(
-        "--settings",
-        nargs="+",
-        type=runs.setting,
-        required=True,
-        metavar="SETTING",
-        help="what --teacache takes, such as: 0.1 0.2 2x dualcache:aggressive; plain mflux is made in any case",
-    )
+    told = "what --teacache takes, such as: 0.1 0.2 2x dualcache:aggressive; plain mflux is made in any case"
+    parser.add_argument("--settings", nargs="+", type=runs.setting, required=True, metavar="SETTING", help=told)
     parser.add_argument("--out", type=Path, default=Path("comparison"), metavar="FOLDER", help="default: comparison")
     output.add_format(parser)
-    parser.add_argument(
-        "command",
-        nargs=argparse.REMAINDER,
-        metavar="COMMAND ...",
-        help="an image command of mflux with its options, such as `-- mflux-generate --model dev --prompt ...`",
-    )
+    told = "an image command of mflux with its options, such as `-- mflux-generate --model dev --prompt ...`"
+    parser.add_argument("command", nargs=argparse.REMAINDER, metavar="COMMAND ...", help=told)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -63,18 +53,8 @@ def _case(command: runs.Command, settings: tuple[str, ...]) -> Case:
     seeds: list[int] = facts["seed"] if any(word.split("=")[0] in _SEEDED for word in command.options) else [SEED]
     if len(seeds) > 1:
         raise SettingsError("the command has several seeds", hint="give one --seed; `mflux-teacache bench` takes many")
-    prompt, command = facts["prompt"] or _read(facts["prompt_file"]), command.with_options(seed=seeds[0])
-    return Case(str(seeds[0]), runs.described(facts), prompt, seeds[0], facts["steps"], settings, command)
-
-
-def _read(file: str | None) -> str:
-    """The prompt in mflux's `--prompt-file`, which it reads when the model is loaded; some commands need no prompt."""
-    if file is None:
-        return "no prompt"
-    try:
-        prompt = Path(file).read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise SettingsError(f"--prompt-file {file} cannot be read", cause=str(error)) from None
-    if not prompt:
-        raise SettingsError(f"--prompt-file {file} is empty", hint="write the prompt into it")
-    return prompt
+    prompt, file = facts["prompt"], facts["prompt_file"]
+    if not prompt and file:  # mflux reads it when the model is loaded; some commands need no prompt
+        prompt = Path(file).read_text(encoding="utf-8", errors="replace").strip()
+    group, command = runs.described(facts), command.with_options(seed=seeds[0])
+    return Case(str(seeds[0]), group, prompt or "no prompt", seeds[0], facts["steps"], settings, command)

@@ -14,12 +14,11 @@ SIDE = 128  #: of the square pictures, in pixels; the model knows no other size
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--out", type=Path, default=Path("demo"), metavar="FOLDER", help="default: demo")
-    parser.add_argument("--steps", type=int, default=50, help="default: 50")
-    parser.add_argument("--guidance", type=float, default=4.0, help="default: 4")
-    parser.add_argument(
-        "--setting", type=runs.setting, default=AUTO, help="what --teacache takes; default: the coefficient file's own"
-    )
+    add, told = parser.add_argument, "what --teacache takes; default: the coefficient file's own"
+    add("--out", type=Path, default=Path("demo"), metavar="FOLDER", help="default: demo")
+    add("--steps", type=int, default=50, help="default: 50")
+    add("--guidance", type=float, default=4.0, help="default: 4")
+    add("--setting", type=runs.setting, default=AUTO, help=told)
     bench.add_common(parser)
 
 

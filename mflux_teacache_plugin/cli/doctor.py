@@ -4,7 +4,6 @@ Exit code 0 if mflux will skip steps when asked to, 1 if something stands in the
 """
 
 import argparse
-import dataclasses
 import os
 import platform
 import sysconfig
@@ -12,6 +11,7 @@ from collections.abc import Iterator
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import NamedTuple
 
 from mflux_teacache_plugin import _startup, choose
 from mflux_teacache_plugin.caching.taps import module_at
@@ -24,8 +24,7 @@ START_UP_FILE = "mflux_teacache_plugin_startup.pth"
 OK, NOTE, PROBLEM = "ok", "note", "problem"
 
 
-@dataclasses.dataclass(frozen=True)
-class Finding:
+class Finding(NamedTuple):
     """One thing that was checked. `fix` says what to do; empty where nothing need be done."""
 
     status: str
@@ -41,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     findings = list(examine())
     if args.format == "json":
-        output.print_json([dataclasses.asdict(finding) for finding in findings])
+        output.print_json([finding._asdict() for finding in findings])
     else:
         for finding in findings:
             print(f"{finding.status:8} {finding.what}: {finding.detail}")
@@ -52,23 +51,18 @@ def run(args: argparse.Namespace) -> int:
 
 def examine() -> Iterator[Finding]:
     """All findings, in the order of a run: versions, start-up, patch points, plugins, files, conflicts."""
-    yield Finding(OK, "python", platform.python_version())
-    yield from _versions()
-    yield from _start_up()
-    yield from _patch_points()
-    yield from _plugins()
-    yield from _coefficients()
-    yield from _conflicts()
+    for part in (_versions, _start_up, _patch_points, _plugins, _coefficients, _conflicts):
+        yield from part()
 
 
 def _versions() -> Iterator[Finding]:
+    yield Finding(OK, "python", platform.python_version())
     yield Finding(OK, "mflux-teacache-plugin", version("mflux-teacache-plugin"))
     yield Finding(OK, "mlx", _version("mlx") or "not installed by name")
     found = _version("mflux")
     if found is None:
         yield Finding(PROBLEM, "mflux", "not installed", "pip install mflux")
-        return
-    if versions.is_tested(found):
+    elif versions.is_tested(found):
         yield Finding(OK, "mflux", f"{found} (tested: {versions.in_words()})")
     else:  # what does not fit it is a problem of its own, below
         yield Finding(NOTE, "mflux", f"{found} is not among the tested {versions.in_words()}", "report what fails")
@@ -95,27 +89,20 @@ def _start_up() -> Iterator[Finding]:
 
 
 def _patch_points() -> Iterator[Finding]:
-    fix = "this version of the plugin does not fit this mflux; install a tested version of mflux"
     if bridge.mflux_has_a_host():
         yield Finding(NOTE, "mflux", "has a plugin host of its own, so this one stands down")
-    for module, name in bridge.PATCH_POINTS:
-        yield _found(module, name, fix)
-    for pipeline in sorted(choose.registry().pipelines()):
-        module, _, name = pipeline.partition(":")
+    fix = "this version of the plugin does not fit this mflux; install a tested version of mflux"
+    patched = [f"{module}:{name}" for module, name in bridge.PATCH_POINTS]
+    for point in (*patched, *sorted(choose.registry().pipelines())):
+        module, _, name = point.partition(":")
         try:
-            import_module(module)
-        except ModuleNotFoundError:  # a family that came with a later mflux
-            yield Finding(NOTE, pipeline, "not in this mflux")
-            continue
-        yield _found(module, name, fix)
-
-
-def _found(module: str, name: str, fix: str) -> Finding:
-    try:
-        module_at(import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        return Finding(PROBLEM, f"{module}:{name}", f"not found: {error}", fix)
-    return Finding(OK, f"{module}:{name}", "found")
+            module_at(import_module(module), name)
+            yield Finding(OK, point, "found")
+        except (ImportError, AttributeError) as error:
+            if isinstance(error, ModuleNotFoundError) and point not in patched:  # it came with a later mflux
+                yield Finding(NOTE, point, "not in this mflux")
+            else:
+                yield Finding(PROBLEM, point, f"not found: {error}", fix)
 
 
 def _plugins() -> Iterator[Finding]:

@@ -12,12 +12,8 @@ from mflux_teacache_plugin.host import command
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.usage = "mflux-teacache exec [--] COMMAND ..."
-    parser.add_argument(
-        "command",
-        nargs=argparse.REMAINDER,
-        metavar="COMMAND ...",
-        help="such as `mflux-generate --model dev --prompt ... --teacache`, or a script, `make_pictures.py ...`",
-    )
+    told = "such as `mflux-generate --model dev --prompt ... --teacache`, or a script, `make_pictures.py ...`"
+    parser.add_argument("command", nargs=argparse.REMAINDER, metavar="COMMAND ...", help=told)
 
 
 def run(args: argparse.Namespace) -> int:

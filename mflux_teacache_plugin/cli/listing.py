@@ -19,32 +19,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     files = choose.catalog()
+    shown: Any = [_as_dict(entry) for _, entry in sorted(files.variants.items())]
     if args.id is not None:
         files.by_id(args.id)
         shadows = [entry.place for entry in files.shadowed.get(args.id, [])]
-        return _show({**_as_dict(files.variants[args.id]), "shadows": shadows}, args.format)
-    entries = [entry for _, entry in sorted(files.variants.items())]
+        shown = {**_as_dict(files.variants[args.id]), "shadows": shadows}
     if args.format == "json":
-        output.print_json([_as_dict(entry) for entry in entries])
-        return 0
-    rows = [
-        (v.id, v.adapter, v.threshold, v.distilled, v.provenance.fitted, entry.origin, ", ".join(v.models))
-        for entry in entries
-        for v in [entry.variant]
-    ]
-    output.print_table(("VARIANT", "ADAPTER", "THRESHOLD", "DISTILLED", "FITTED", "FROM", "MODELS"), rows)
-    return 0
-
-
-def _show(shown: dict[str, Any], format: str) -> int:
-    if format == "json":
         output.print_json(shown)
-        return 0
-    shown["provenance"] = shown.pop("provenance")  # last, and at length
-    for key, value in _flat(shown):
-        if value not in (None, [], ()):
-            text = ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else value
-            print(f"{key:20} {text}")
+    elif args.id is None:
+        keys = ("id", "adapter", "threshold", "distilled", "fitted", "origin", "models")
+        told = [{**v, "fitted": v["provenance"]["fitted"], "models": ", ".join(v["models"])} for v in shown]
+        head = ("VARIANT", "ADAPTER", "THRESHOLD", "DISTILLED", "FITTED", "FROM", "MODELS")
+        output.print_table(head, [[each[key] for key in keys] for each in told])
+    else:
+        shown["provenance"] = shown.pop("provenance")  # last, and at length
+        for key, value in _flat(shown):
+            if value not in (None, [], ()):
+                print(f"{key:20} {', '.join(map(str, value)) if isinstance(value, (list, tuple)) else value}")
     return 0
 
 

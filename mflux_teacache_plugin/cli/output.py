@@ -21,9 +21,9 @@ def print_json(value: Any) -> None:
 def print_table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
     """Columns as wide as their widest cell; numbers are short."""
     cells = [list(head), *([_cell(value) for value in row] for row in rows)]
-    widths = [max(len(row[column]) for row in cells) for column in range(len(head))]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     for row in cells:
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+        print("  ".join(map(str.ljust, row, widths)).rstrip())
 
 
 def print_findings(rows: Sequence[results.Row], table: dict[str, Any], format: str) -> None:
@@ -39,8 +39,6 @@ def print_findings(rows: Sequence[results.Row], table: dict[str, Any], format: s
 
 
 def _cell(value: Any) -> str:
-    if value is None:
-        return "-"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
+    if value is None or isinstance(value, bool):
+        return "-" if value is None else "yes" if value else "no"
     return f"{value:.4g}" if isinstance(value, float) else str(value)

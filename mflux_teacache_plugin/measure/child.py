@@ -3,9 +3,8 @@
     python -m mflux_teacache_plugin.measure.child run FILE COMMAND OPTIONS…
     python -m mflux_teacache_plugin.measure.child check COMMAND OPTIONS…     < JSON list of lists of further options
 
-`run` leaves the process's peak memory in FILE; only the process itself can tell: what the system reports of a child that
-ended counts its parent's memory too. `check` runs the command once with each of the further options, as far as the loading
-of the model, and prints a JSON list: of each what the parser understood, or why it was refused.
+`run` leaves the process's peak memory in FILE: what the system reports of a child that ended counts its parent's too. `check`
+runs the command once with each of the further options, as far as the loading of the model, and prints a JSON list of answers.
 """
 
 import contextlib
@@ -31,7 +30,7 @@ def run(file: str, name: str, *options: str) -> None:
     try:
         sys.exit(command.run(_found(name), options))
     finally:
-        Path(file).write_text(json.dumps({"memory": _peak(), "mlx_memory": _mlx_peak()}))
+        Path(file).write_text(json.dumps(_memory()))
 
 
 def check(name: str, *options: str) -> None:
@@ -57,21 +56,19 @@ def _found(name: str) -> EntryPoint:
 class _Reached(command.Leave):
     """The model would load now."""
 
-    def __init__(self, args: Any) -> None:
-        self.facts = {name: getattr(args, name, None) for name in FACTS}
+    facts: dict[str, Any]
 
-
-class _StopBeforeLoading:
     @hookimpl(trylast=True)  # after those that refuse a model
     def mflux_model_loading(self, args: Any) -> None:
-        raise _Reached(args)
+        self.facts = {name: getattr(args, name, None) for name in FACTS}
+        raise self
 
 
 def _ask(found: EntryPoint, options: list[str]) -> dict[str, Any]:
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
-            command.run(found, options, _StopBeforeLoading())
+            command.run(found, options, _Reached())
     except _Reached as reached:
         return reached.facts
     except SystemExit as ended:
@@ -82,17 +79,14 @@ def _ask(found: EntryPoint, options: list[str]) -> dict[str, Any]:
     return {"error": f"{found.name} ended before it loaded a model. {said.getvalue()}".strip()}
 
 
-def _peak() -> int:
-    """The highest resident set size of this process, in bytes."""
+def _memory() -> dict[str, int | None]:
+    """The highest resident set size of this process, and the most memory that MLX had in use at a time, in bytes."""
     if sys.platform == "darwin":
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return int(re.findall(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())[0]) * 1024
-
-
-def _mlx_peak() -> int | None:
-    """The most memory that MLX had in use at a time, in bytes."""
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    else:
+        peak = int(re.findall(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())[0]) * 1024
     mlx = sys.modules.get("mlx.core")
-    return None if mlx is None else mlx.get_peak_memory()
+    return {"memory": peak, "mlx_memory": None if mlx is None else mlx.get_peak_memory()}
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
 """Files that are whole or not there, and JSON as they hold it."""
 
 import json
-import math
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,31 +22,17 @@ def write(file: Path, data: bytes | str) -> None:
 def staged(folder: Path) -> Iterator[Path]:
     """A folder for files that come to `folder` together, when all went well; otherwise `folder` is as it was.
 
-    Raises:
-        OSError: `folder` cannot be made or written to; before anything else happens.
+    Raises OSError if nothing can be written there, before anything else happens.
     """
-    new = [parent for parent in (folder, *folder.parents) if not parent.exists()]
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        with tempfile.TemporaryDirectory(dir=folder, prefix=".making-") as stage:
-            yield Path(stage)
-            for file in Path(stage).iterdir():
-                file.replace(folder / file.name)
-    except BaseException:
-        for made in new:
-            if made.is_dir() and not any(made.iterdir()):
-                made.rmdir()
-        raise
+    nearest = next(each for each in (folder, *folder.absolute().parents) if each.exists())
+    with tempfile.TemporaryDirectory(dir=nearest, prefix=".making-") as stage:
+        yield Path(stage)
+        folder.mkdir(parents=True, exist_ok=True)
+        for file in Path(stage).iterdir():
+            file.replace(folder / file.name)
 
 
 def as_json(value: Any) -> str:
     """As text; JSON has no infinity, so that of a PSNR (the same picture) becomes null."""
-    return json.dumps(_finite(value), indent=2, default=str)
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(each) for key, each in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(each) for each in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    plain = json.loads(json.dumps(value, default=str), parse_constant=lambda _: None)
+    return json.dumps(plain, indent=2)

@@ -1,28 +1,45 @@
-"""Everything that one looks at after a series: the grids, the charts, and one HTML file that holds them all and loads
-nothing.
+"""All that one looks at after a series: grids of pictures with their differences, charts, and one HTML file that loads nothing.
 
 Imported where something is drawn: matplotlib takes its time.
 """
 
 import base64
 import io
-from collections.abc import Iterable, Mapping, Sequence
+import textwrap
+from collections.abc import Mapping, Sequence
 from importlib.resources import files as resources
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jinja2
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
-from mflux_teacache_plugin.measure import files, machine, plots, results, series
-from mflux_teacache_plugin.measure.metrics import Similarity
-from mflux_teacache_plugin.measure.plots import Tile
-from mflux_teacache_plugin.measure.results import Row
+from mflux_teacache_plugin.measure import files, machine, results, series
+from mflux_teacache_plugin.measure.metrics import Similarity, pixels
+from mflux_teacache_plugin.measure.results import Row, by_group
 from mflux_teacache_plugin.measure.series import Case, Shot
 from mflux_teacache_plugin.methods import OFF
 
+plt.switch_backend("Agg")  # files only: needs no display
+
 #: Longest side of a picture in the report, in pixels; larger ones are scaled down. The originals lie beside it.
 LONGEST = 768
+
+#: Differences are shown on a scale that ends here, in grey levels of 255; larger ones look the same.
+STRONGEST = 64
+
+
+class Tile(NamedTuple):
+    """A picture in a line; in words, what it took and how near it is to the first of its line ("" for that one)."""
+
+    title: str
+    file: Path
+    cost: str
+    nearness: str = ""
+
 
 Lines = list[tuple[str, list[Tile]]]
 
@@ -36,105 +53,65 @@ def conclude(
     pictures: Path,
     out: Path,
 ) -> tuple[list[Row], dict[str, Any]]:
-    """Compare the pictures in the folder `pictures`, and write everything to `out`; the rows, and what results.json holds.
-
-    Args:
-        facts: come first in results.json.
+    """Compare the pictures in the folder `pictures`, and write everything to `out`; the rows, and what results.json holds:
+    `facts` come first in it.
     """
-    near = series.similarities(shots, cases, pictures)
+    near = series.similarities(shots, cases, pictures, {case.name: case.name for case in cases})
     whole = series.similarities(shots, cases, pictures, {case.name: case.whole for case in cases if case.whole})
     rows = results.rows(cases, shots, near, whole)
     table = {**facts, **results.as_table(cases, shots, near, rows)}
     files.write(out / "results.json", files.as_json(table))
-    write(title, about, cases, shots, near, rows, pictures, out)
+    write(title, about, cases, rows, lines(cases, shots, near, pictures), out)
     return rows, table
 
 
-def lines(cases: Sequence[Case], shots: Sequence[Shot], near: Mapping[str, Similarity], folder: Path) -> Lines:
-    """For each case and setting a line: prompt and setting, and tiles: plain, the setting, plain with as many steps."""
+def lines(
+    cases: Sequence[Case], shots: Sequence[Shot], near: Mapping[str, Similarity], folder: Path
+) -> dict[str, Lines]:
+    """By group, for each case and setting: prompt and setting, and tiles: plain, the setting, plain with as many steps."""
     first = {(shot.case, shot.setting, shot.steps): shot for shot in shots if shot.repetition == 0}
-    found: Lines = []
+
+    def tile(title: str, shot: Shot) -> Tile:
+        psnr = near[shot.file].psnr
+        told = f"SSIM {near[shot.file].ssim:.3f}, " + ("the same" if np.isinf(psnr) else f"PSNR {psnr:.1f} dB")
+        cost = f"{shot.run.computed:.4g} steps computed, {shot.run.seconds:.1f} s"
+        return Tile(title, folder / shot.file, cost, "" if title == "plain" else told)
+
+    found: dict[str, Lines] = {}
     for case in cases:
-        plain = first[case.name, OFF, case.steps]
-        for shot in [each for each in first.values() if each.case == case.name and each.setting != OFF]:
+        plain = tile("plain", first[case.name, OFF, case.steps])
+        for setting in case.settings:
+            shot = first[case.name, setting, case.steps]
             fewer = first[case.name, OFF, shot.run.fewer]
-            ways = (("plain", plain), (shot.setting, shot), ("plain, fewer steps", fewer))
-            tiles = [
-                Tile(title, folder / each.file, each.run.computed, each.run.seconds, near[each.file] if place else None)
-                for place, (title, each) in enumerate(ways)
-            ]
-            found.append((f"{case.prompt}\n{shot.setting}", tiles))
+            label = setting if len(cases) == 1 else f"{case.prompt}\n{setting}"
+            tiles = [plain, tile(setting, shot), tile("plain, fewer steps", fewer)]
+            found.setdefault(case.group, []).append((label, tiles))
     return found
 
 
 def write(
-    title: str,
-    about: str,
-    cases: Sequence[Case],
-    shots: Sequence[Shot],
-    near: Mapping[str, Similarity],
-    rows: Sequence[Row],
-    pictures: Path,
-    out: Path,
+    title: str, about: str, cases: Sequence[Case], rows: Sequence[Row], shown: Mapping[str, Lines], out: Path
 ) -> None:
-    """Write comparison.png, frontier.png and report.html to `out`; the pictures lie in `pictures`.
+    """Write comparison.png, frontier.png and report.html to `out`.
 
     Several groups get a comparison each, comparison-1.png and so on; several quantizations of a model get sizes.png.
     """
-    groups = results.by_group(rows)
-    shown: Lines = []
-    commands = {}
+    groups, commands = by_group(rows), {}
     for number, (group, of_group) in enumerate(groups.items(), start=1):
-        of_cases = [case for case in cases if case.group == group]
-        chosen, first = results.best(of_group), of_cases[0]
-        commands[group] = str(first.command.with_options(steps=first.steps, teacache=chosen and chosen.setting))
-        made = lines(of_cases, shots, near, pictures)
-        if len(cases) == 1:
-            made = [(label.rpartition("\n")[2], tiles) for label, tiles in made]
-        if made:
-            plots.grid(made, out / (f"comparison-{number}.png" if len(groups) > 1 else "comparison.png"))
-        shown += [(label if len(groups) == 1 else f"{group}: {label}", tiles) for label, tiles in made]
-    charts = []
-    if any(row.setting != OFF for row in rows):
-        charts.append(out / "frontier.png")
-        plots.frontier(rows, charts[0])
-    if any(row.whole for row in rows):
-        charts.append(out / "sizes.png")
-        plots.sizes(rows, charts[-1])
-    files.write(out / "report.html", html(title, about, rows, charts, shown, commands))
-
-
-def html(
-    title: str,
-    about: str,
-    rows: Sequence[Row],
-    charts: Iterable[Path],
-    pictures: Sequence[tuple[str, Sequence[Tile]]],
-    commands: Mapping[str, str] | None = None,
-) -> str:
-    """The report's text: a table for each group of rows, with the group's command to copy; charts; lines of pictures."""
+        chosen, first = results.best(of_group), next(case for case in cases if case.group == group)
+        commands[group] = first.command.with_options(steps=first.steps, teacache=chosen and chosen.setting)
+        if group in shown:
+            grid(shown[group], out / (f"comparison-{number}.png" if len(groups) > 1 else "comparison.png"))
+    charts = {"frontier.png": frontier(rows)} if shown else {}
+    charts |= {"sizes.png": sizes(rows)} if any(row.whole for row in rows) else {}
+    for name, figure in charts.items():
+        _save(figure, out / name)
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     template = environment.from_string(resources(__package__).joinpath("report.html").read_text(encoding="utf-8"))
-    groups = [
-        {
-            "name": group,
-            "verdict": results.verdict(of_group),
-            "command": (commands or {}).get(group),
-            "lines": [line for row in of_group for line in results.cells(row)],
-        }
-        for group, of_group in results.by_group(rows).items()
-    ]
-    return template.render(
-        title=title,
-        about=about,
-        machine=machine.line(),
-        head=results.HEAD,
-        groups=groups,
-        charts=[_data("image/png", chart.read_bytes()) for chart in charts],
-        pictures=[
-            (heading.replace("\n", " – "), [(tile, inlined(tile.file)) for tile in line]) for heading, line in pictures
-        ],
-    )
+    page = {"title": title, "about": about, "machine": machine.line(), "results": results, "groups": groups}
+    page |= {"commands": commands, "shown": shown, "inlined": inlined}
+    page["charts"] = [_data("image/png", (out / name).read_bytes()) for name in charts]
+    files.write(out / "report.html", template.render(page))
 
 
 def inlined(file: Path) -> str:
@@ -151,3 +128,79 @@ def inlined(file: Path) -> str:
 
 def _data(kind: str, data: bytes) -> str:
     return f"data:{kind};base64,{base64.b64encode(data).decode()}"
+
+
+def grid(rows: Lines, file: Path) -> None:
+    """A row for each line: its first picture, then each other one with a heat map of its difference from the first."""
+    columns = max(2 * len(tiles) - 1 for _, tiles in rows)
+    size = (2.25 * columns + 0.3, 2.75 * len(rows))
+    figure, axes = plt.subplots(len(rows), columns, figsize=size, squeeze=False, layout="constrained")
+    for line, (label, (first, *others)) in zip(axes, rows, strict=True):
+        line[0].set_ylabel("\n".join(textwrap.fill(part, 30) for part in label.splitlines()), fontsize=8)
+        reference = pixels(first.file)
+        cells: list[tuple[np.ndarray, str, str]] = [(reference, first.title, first.cost)]
+        for tile in others:
+            picture = pixels(tile.file)
+            difference = np.abs(picture.astype(int) - reference).mean(axis=2)
+            cells += [(picture, tile.title, tile.cost), (difference, "difference", tile.nearness)]
+        for axis, (shown, title, caption) in zip(line, cells, strict=False):
+            axis.imshow(shown, cmap="inferno", vmin=0, vmax=STRONGEST)  # which colour pictures do not heed
+            axis.set_title(title, fontsize=8)
+            axis.set_xlabel(caption, fontsize=7.5)
+        for axis in line:
+            axis.set(xticks=[], yticks=[])
+            axis.set_frame_on(False)
+    _save(figure, file)
+
+
+def frontier(rows: Sequence[Row]) -> Any:
+    """PSNR over steps computed and over seconds, a line for each group: settings beside plain mflux with fewer steps."""
+    groups = by_group(rows)
+    size = (10, 3.4 * len(groups))
+    figure, axes = plt.subplots(len(groups), 2, figsize=size, squeeze=False, sharey="row", layout="constrained")
+    for line, (group, (plain, *settings)) in zip(axes, groups.items(), strict=True):
+        for axis, of in zip(line, ("computed", "seconds"), strict=True):
+            rivals = [(row.fewer, row.fewer_quality) for row in settings]
+            fewer = sorted({(getattr(cost, of), near.psnr) for cost, near in rivals if cost and near})
+            axis.plot(*zip(*fewer, strict=True), "o-", color="tab:orange", label="plain, fewer steps")
+            points = [(getattr(row.cost, of), row.quality.psnr, row.setting) for row in settings if row.quality]
+            _points(axis, points, "settings", "tab:blue")
+            axis.axvline(getattr(plain.cost, of), color="grey", linestyle=":", label="plain, all steps")
+        line[0].xaxis.set_major_locator(MaxNLocator(integer=True))
+        line[0].set(xlabel="steps computed", ylabel="PSNR against all steps, dB")
+        line[1].set(xlabel="seconds of the denoising loop")
+        line[0].set_title(group, fontsize=9, loc="left")
+    axes[0][0].legend(fontsize=8, loc="lower right")
+    return figure
+
+
+def sizes(rows: Sequence[Row]) -> Any:
+    """Quantizations of one model and their settings in one chart: PSNR against the plain pictures of the first of them."""
+    models = list(dict.fromkeys(row.whole for row in rows if row.whole))
+    figure, axes = plt.subplots(1, len(models), figsize=(6 * len(models), 4), squeeze=False, layout="constrained")
+    for axis, model in zip(axes[0], models, strict=True):
+        for group, of_group in by_group([row for row in rows if model in (row.group, row.whole)]).items():
+            nears = [(row, row.whole_quality if row.whole else row.quality) for row in of_group]
+            points = [(row.cost.seconds, near.psnr, row.setting) for row, near in nears if near is not None]
+            _points(axis, [(x, y, "plain" if name == OFF else name) for x, y, name in points], group)
+        axis.set_title(f"against plain {model}", fontsize=8)
+        axis.set(xlabel="seconds of the denoising loop", ylabel="PSNR, dB")
+        axis.legend(fontsize=7)
+    return figure
+
+
+def _points(axis: Any, points: Sequence[tuple[float, float, str]], label: str, color: str | None = None) -> None:
+    """Named points."""
+    (dots,) = axis.plot([x for x, _, _ in points], [y for _, y, _ in points], "D", label=label, color=color)
+    for x, y, name in points:
+        axis.annotate(name, (x, y), (4, 4), textcoords="offset points", fontsize=7, color=dots.get_color())
+    axis.grid(alpha=0.3)
+    axis.margins(0.14)
+
+
+def _save(figure: Any, file: Path) -> None:
+    """Aside, then renamed: `file` is whole or what it was."""
+    data = io.BytesIO()
+    figure.savefig(data, dpi=110, format="png")
+    plt.close(figure)
+    files.write(file, data.getvalue())

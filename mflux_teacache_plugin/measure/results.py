@@ -19,13 +19,12 @@ class Cost:
     """What the pictures of one way took: means over the cases, of medians over the repetitions.
 
     Attributes:
-        seconds, step_seconds: of the denoising loop, and by its steps; `wall` of the whole process.
+        seconds: of the denoising loop; `wall` of the whole process.
         memory, mlx_memory: highest peak in bytes, the process's and MLX's own.
     """
 
     computed: float
     seconds: float
-    step_seconds: float
     wall: float
     memory: int
     mlx_memory: int | None
@@ -36,13 +35,10 @@ class Row:
     """One setting on one group of cases, against plain mflux at the same steps and at as many as it computed.
 
     Attributes:
-        setting: off for plain mflux, which all others of the group are measured against.
         skipped: share of the loop's steps that were not computed.
         speedup: of the denoising loop, achieved; `ideal` is what the computed steps alone would give.
-        whole: the group of the whole model, if this one is quantized and the suite has both.
-        whole_quality: against plain pictures of the whole model; None where there are none.
-        advice: in words.
-        quality: None for plain mflux, which is the reference.
+        whole: the group of the whole model, if this one is quantized and the suite has both; `whole_quality`: against it.
+        quality: None for plain mflux (`setting` is off), which is the reference.
         fewer, fewer_quality, fewer_speedup: plain mflux with as many steps as were computed.
     """
 
@@ -69,10 +65,7 @@ class Row:
 
 
 def rows(
-    cases: Sequence[Case],
-    shots: Sequence[Shot],
-    near: Mapping[str, Similarity],
-    near_whole: Mapping[str, Similarity] | None = None,
+    cases: Sequence[Case], shots: Sequence[Shot], near: Mapping[str, Similarity], near_whole: Mapping[str, Similarity]
 ) -> list[Row]:
     """A row for each group and setting, in the order in which they were made.
 
@@ -92,7 +85,7 @@ def rows(
         full, cost, other = map(_cost, (plain, cached, fewer))
         skipped, speedup = 1 - cost.computed / full.computed, full.seconds / max(cost.seconds, 1e-9)
         ideal, whole = full.computed / cost.computed, group_of.get(of_group[0].whole)
-        against = summarize([(near_whole or {})[each[0].file] for each in cached]) if whole else None
+        against = summarize([near_whole[each[0].file] for each in cached]) if whole else None
         common = (of_group[0].group, setting, cached[0][0].steps, cost, skipped, speedup, ideal, whole, against)
         if setting == OFF:
             return Row(*common)
@@ -105,16 +98,12 @@ def rows(
 
 
 def _cost(way: list[list[Shot]]) -> Cost:
-    """Of one way, the repetitions of every case."""
-
     def mean(of: str) -> float:
         return statistics.mean(statistics.median(getattr(shot.run, of) for shot in shots) for shots in way)
 
     every = [shot.run for shots in way for shot in shots]
-    mlx = [run.mlx_memory for run in every if run.mlx_memory is not None]
-    seconds, total = mean("seconds"), statistics.mean(shots[0].run.total for shots in way)
-    memory = max(run.memory for run in every)
-    return Cost(mean("computed"), seconds, seconds / total, mean("wall"), memory, max(mlx, default=None))
+    mlx = max((run.mlx_memory for run in every if run.mlx_memory is not None), default=None)
+    return Cost(mean("computed"), mean("seconds"), mean("wall"), max(run.memory for run in every), mlx)
 
 
 def _advice(skipped: float, speedup: float, quality: Summary, fewer: Summary) -> str:
@@ -159,13 +148,13 @@ HEAD = ("SETTING", "ADVICE", "SPEED-UP", "COMPUTED", "SECONDS", "SSIM", "WORST S
 def cells(row: Row) -> list[list[str]]:
     """A row as lines of a table: the setting, and below it plain mflux with as many steps."""
     lines = [_line(row.setting, row.advice, row.speedup, row.cost, row.quality)]
-    if row.fewer is not None and row.fewer_speedup is not None and row.skipped > 0:
+    if row.fewer and row.fewer_speedup and row.skipped > 0:
         lines.append(_line("  plain, as many", "", row.fewer_speedup, row.fewer, row.fewer_quality))
     return lines
 
 
 def _line(name: str, advice: str, speedup: float, cost: Cost, near: Summary | None) -> list[str]:
-    figures = ["", "", ""] if near is None else [f"{near.ssim:.4f}", f"{near.ssim_worst:.4f}", f"{near.psnr:.1f}"]
+    figures = [f"{near.ssim:.4f}", f"{near.ssim_worst:.4f}", f"{near.psnr:.1f}"] if near else [""] * 3
     took = [f"{speedup:.2f}x", f"{cost.computed:.4g}", f"{cost.seconds:.2f}"]
     return [name, advice, *took, *figures, f"{cost.memory / 1e9:.2f}"]
 
@@ -174,28 +163,21 @@ def as_table(
     cases: Sequence[Case], shots: Sequence[Shot], near: Mapping[str, Similarity], found: Sequence[Row]
 ) -> dict[str, Any]:
     """Everything that was found, for a JSON file: the machine, the rows, and each run with its picture's nearness."""
-    made = [
-        {**vars(shot), **asdict(shot.run), **(asdict(near[shot.file]) if shot.repetition == 0 else {})}
-        for shot in shots
-    ]
-    for each in made:
-        del each["run"]
+    made = [(shot, vars(near[shot.file]) if shot.repetition == 0 else {}) for shot in shots]
     return {
         "machine": machine.describe(),
         "rows": [flat(row) for row in found],
         "cases": [{"name": case.name, "group": case.group, "prompt": case.prompt, "seed": case.seed} for case in cases],
-        "runs": made,
+        "runs": [{**(parts := asdict(shot)).pop("run"), **parts, **figures} for shot, figures in made],
     }
 
 
 def flat(row: Row) -> dict[str, Any]:
     """A row without nesting: `cost.seconds` becomes `seconds`, `fewer.seconds` becomes `fewer_seconds`."""
-    parts: dict[str, Any] = {"of_ideal": row.speedup / row.ideal}
-    for name, value in vars(row).items():
-        kind = Cost if name in ("cost", "fewer") else Summary if name.endswith("quality") else None
-        if kind is None:
-            parts[name] = value
-            continue
-        prefix = {"cost": "", "quality": "", "fewer": "fewer_"}.get(name, name.removesuffix("quality"))
+    parts = {**vars(row), "of_ideal": row.speedup / row.ideal}
+    for name in ("cost", "quality", "fewer", "fewer_quality", "whole_quality"):
+        kind = Summary if name.endswith("quality") else Cost
+        prefix = "" if name in ("cost", "quality") else f"{name.partition('_')[0]}_"
+        value = parts.pop(name)
         parts |= {f"{prefix}{field.name}": getattr(value, field.name, None) for field in fields(kind)}
     return parts

@@ -40,15 +40,10 @@ class Command:
 
     @classmethod
     def of(cls, words: Sequence[str]) -> "Command":
-        """The command that was given after `--`, as a list of words.
-
-        Raises:
-            SettingsError: there is none, or no command of mflux has that name.
-        """
+        """The command that was given after `--`, as a list of words. Raises SettingsError if mflux has no such command."""
         words = words[1:] if words[:1] == ["--"] else words
         if not words:
-            hint = "give one behind --, such as `-- mflux-generate --prompt …`"
-            raise SettingsError("there is no image command", hint=hint)
+            raise SettingsError("there is no image command", hint="give one behind --: `-- mflux-generate --prompt …`")
         found = host_command.find(words[0])
         if found is None or found.name == "mflux-teacache":
             known = {each.name for each in entry_points(group="console_scripts") if each.name.startswith("mflux-")}
@@ -74,13 +69,9 @@ class Run:
     """What one picture took.
 
     Attributes:
-        steps: the denoising steps that were asked for.
-        computed: those that the transformer was computed for; not whole where parts of a step were.
-        skipped: those that were not; parts of a step count as such.
-        seconds: of the denoising loop, as mflux counts them.
-        wall: seconds of the whole process.
-        memory: the process's peak, in bytes.
-        mlx_memory: MLX's own peak, in bytes; None if MLX is not there.
+        steps: the denoising steps that were asked for; `computed`, `skipped`: of these; parts of a step count as such.
+        seconds: of the denoising loop, as mflux counts them; `wall` of the whole process.
+        memory, mlx_memory: the process's peak in bytes, and MLX's own; None if MLX is not there.
         method: how the cache calls the setting; None for plain mflux.
         total: the steps of the loop: fewer than asked for where it starts from a picture.
     """
@@ -110,11 +101,7 @@ def setting(text: str) -> str:
 def check(command: Command, wanted: Sequence[str]) -> dict[str, Any]:
     """What the command's own parser makes of it, as `child.FACTS`; takes seconds, loads no weights.
 
-    Args:
-        wanted: the settings of `--teacache` that it is to run with.
-
-    Raises:
-        UnsupportedModelError: the command cannot run so; the cause is what it says itself.
+    Raises UnsupportedModelError if it cannot run with the settings `wanted`; the cause is what it says itself.
     """
     further = [["--teacache", each] for each in (methods.OFF, *wanted)]
     words = [*_CHILD, "check", command.name, *command.options]
@@ -140,11 +127,7 @@ def described(facts: Mapping[str, Any]) -> str:
 
 
 def picture(command: Command, wanted: str, file: Path) -> Run:
-    """Run the command with this setting of `--teacache`, and have its picture in `file`.
-
-    Raises:
-        RunError: it failed, or left no picture. Then `file` is not there.
-    """
+    """Run the command with this setting of `--teacache`, and have its picture in `file`. Raises RunError if there is none."""
     with tempfile.TemporaryDirectory(dir=file.parent, prefix=".run-") as folder:  # on the same disk: it is renamed
         made = Path(folder) / f"picture{file.suffix}"
         full = command.with_options(teacache=wanted, output=made)
@@ -163,13 +146,11 @@ def picture(command: Command, wanted: str, file: Path) -> Run:
         made.replace(file)
     steps = int(recorded["steps"])
     strength = recorded.get("image_strength") or 0.0  # where the loop starts, as mflux has it
-    left_out = recorded.get("teacache_left_out", 0) / 2  # in steps, of two calls each
+    half = recorded.get("teacache_left_out", 0) / 2  # in steps, of two calls each
     total = steps - max(1, int(steps * min(strength, 1.0))) if strength > 0 else steps
-    computed, skipped = (
-        recorded.get("teacache_computed", total) - left_out,
-        recorded.get("teacache_skipped", 0) + left_out,
-    )
-    seconds, method = float(recorded["generation_time_seconds"]), recorded.get("teacache_method")
+    computed, skipped = recorded.get("teacache_computed", total) - half, recorded.get("teacache_skipped", 0) + half
+    seconds = float(recorded["generation_time_seconds"])
+    method = None if wanted == methods.OFF else recorded.get("teacache_method")
     return Run(steps, computed, skipped, seconds, wall, peak["memory"], peak["mlx_memory"], method, total)
 
 

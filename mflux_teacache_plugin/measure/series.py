@@ -63,17 +63,26 @@ class Shot:
 Maker = Callable[[Case, str, int, int], Shot]
 
 
+def slug(*parts: str) -> str:
+    """The parts as a file's name, or its beginning."""
+    return re.sub(r"[^\w.=+-]+", "-", "-".join(parts))
+
+
+def way(setting: str, steps: int) -> str:
+    """How a shot is made, in words."""
+    return f"plain, {steps} steps" if setting == OFF else setting
+
+
 def maker(folder: Path) -> Maker:
     """Makes shots whose pictures go to `folder`. Only the first repetition's stay."""
 
     def make(case: Case, setting: str, steps: int, repetition: int) -> Shot:
-        way = f"plain-{steps}-steps" if setting == OFF else setting
-        slug = re.sub(r"[^\w.=+-]+", "-", f"{case.name}-{way}")
-        file = folder / (f"{slug}.png" if repetition == 0 else f".{slug}-again.png")
+        name = f"{slug(case.name, way(setting, steps))}.png"
+        file = folder / (f".{name}" if repetition else name)
         run = runs.picture(case.command.with_options(steps=steps), setting, file)
         if repetition:
-            file.unlink()
-        return Shot(case.name, setting, steps, repetition, f"{slug}.png", run)
+            file.unlink(missing_ok=True)  # another rank may have made one on the same disk
+        return Shot(case.name, setting, steps, repetition, name, run)
 
     return make
 
@@ -86,21 +95,16 @@ def one_round(case: Case, repetition: int, make: Maker) -> list[Shot]:
 
 
 def similarities(
-    shots: Sequence[Shot], cases: Sequence[Case], folder: Path, references: Mapping[str, str] | None = None
+    shots: Sequence[Shot], cases: Sequence[Case], folder: Path, references: Mapping[str, str]
 ) -> dict[str, Similarity]:
-    """Each first picture, by its file's name, against the plain one with all steps of its case.
-
-    Args:
-        references: case → the case whose plain picture counts instead; cases that are not named are left out.
-    """
-    of = {case.name: case.name for case in cases} if references is None else references
+    """Each first picture of a case in `references`, by its file's name, against the plain one of the case named there."""
     first = [shot for shot in shots if shot.repetition == 0]
     steps = {case.name: case.steps for case in cases}
     plain = {shot.case: shot.file for shot in first if shot.setting == OFF and shot.steps == steps[shot.case]}
     return {
-        shot.file: metrics.similarity(folder / shot.file, folder / plain[of[shot.case]])
+        shot.file: metrics.similarity(folder / shot.file, folder / plain[references[shot.case]])
         for shot in first
-        if shot.case in of
+        if shot.case in references
     }
 
 
@@ -111,7 +115,7 @@ def progress(most: int, show: bool = True) -> Iterator[Callable[[Maker], Maker]]
 
         def counted(make: Maker) -> Maker:
             def counting(case: Case, setting: str, steps: int, repetition: int) -> Shot:
-                bar.set_postfix_str(f"seed {case.seed}: " + (f"plain, {steps} steps" if setting == OFF else setting))
+                bar.set_postfix_str(f"seed {case.seed}: {way(setting, steps)}")
                 shot = make(case, setting, steps, repetition)
                 bar.update()
                 return shot

@@ -1,9 +1,8 @@
 """Work that is shared out over several processes or machines, through MLX's distributed engine.
 
-Under `mlx.launch -n 4 -- mflux-teacache …` every process runs the same verb. Each takes its share of the items (`mine`),
-streams what it finds to its own disk, and rank 0 gathers, merges and writes. Started in any other way there is one rank with
-all the items, and MLX's engine is not touched. All ranks have to come to each `gather` and `gather_files`. A rank that fails
-ends its process with an error that bears its name (`label`); the launcher then stops the others.
+Under `mlx.launch -n 4 -- mflux-teacache …` every process runs the same verb. Each takes its share of the items (`mine`), keeps
+what it finds on its own disk, and rank 0 gathers and writes. Without a launcher there is one rank, and MLX's engine is not touched.
+All ranks have to come to each call that gathers. One that fails ends with an error that bears its name (`label`).
 """
 
 import json
@@ -14,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 from mflux_teacache_plugin.errors import TeaCacheError
 
@@ -24,35 +23,20 @@ T = TypeVar("T")
 _RANKS = ("MLX_RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK")
 
 
-class ShardError(TeaCacheError):
-    """The ranks of a run cannot reach each other."""
-
-
-class World(NamedTuple):
-    """This process among those of the run: `rank` counts from 0."""
-
-    rank: int
-    size: int
-
-
 @cache
-def world() -> World:
-    """This process's place, (0, 1) where nothing launched several. Raises ShardError if the others cannot be reached."""
+def world() -> tuple[int, int]:
+    """This process's rank, from 0, and their number: (0, 1) where nothing launched several. TeaCacheError if it cannot reach them."""
     if not _launched():
-        return World(0, 1)
+        return 0, 1
     import mlx.core as mx
 
     try:
         group = mx.distributed.init(strict=True)
     except RuntimeError as error:
-        what, hint = (
-            "this process was launched as one of several, and cannot reach the others",
-            "see `mlx.launch --help`",
-        )
-        raise ShardError(
-            what, cause=str(error), hint=f"{hint}; without mlx.launch one process does all the work"
-        ) from None
-    return World(group.rank(), group.size())
+        what = "this process was launched as one of several, and cannot reach the others"
+        hint = "see `mlx.launch --help`; without mlx.launch one process does all the work"
+        raise TeaCacheError(what, cause=str(error), hint=hint) from None
+    return group.rank(), group.size()
 
 
 def _launched() -> bool:
@@ -70,7 +54,7 @@ def label() -> str:
 
 def leads() -> bool:
     """Whether this rank merges and writes. The others keep silent."""
-    return world().rank == 0
+    return world()[0] == 0
 
 
 def mine(items: Sequence[T]) -> list[T]:
@@ -82,53 +66,43 @@ def mine(items: Sequence[T]) -> list[T]:
 def gather(rows: Sequence[Any]) -> list[Any] | None:
     """On rank 0 the rows of all ranks, in the order of the items that `mine` shared out; None on the others.
 
-    Args:
-        rows: any JSON values, one for each item of `mine(items)`, in that order.
+    They are any JSON values, one for each item of `mine(items)`, in that order.
     """
-    shares, size = _every(list(rows)), world().size
-    if not leads():
-        return None
-    return [shares[index % size][index // size] for index in range(sum(map(len, shares)))]
+    shares, size = [json.loads(data) for data in _every(json.dumps(list(rows)).encode())], world()[1]
+    return [shares[n % size][n // size] for n in range(sum(map(len, shares)))] if leads() else None
 
 
 def share(value: Any) -> Any:
     """Rank 0's `value`, any JSON value, on every rank. All ranks have to come; what the others give does not count."""
-    return _every(value if leads() else None)[0]
+    return json.loads(_every(json.dumps(value if leads() else None).encode())[0])
 
 
 def wait() -> None:
     """Until all ranks are here."""
-    gather([])
+    _every(b"")
 
 
 def gather_files(files: Sequence[Path], folder: Path) -> None:
     """Bring the files below `folder` that this rank made to rank 0's `folder`, under the same names.
 
-    A file that rank 0 has already, as it does where the ranks share a disk, is left alone. One file after the other, so
-    that memory holds one of each rank.
+    One file after the other, so that memory holds one of each rank. Where the ranks share a disk, nothing is written.
     """
-    rank, size = world()
-    if size == 1:
+    if world()[1] == 1:
         return
-    numbers = [int(data) for data in _all_gather(str(len(files)).encode())]
-    for index in range(max(numbers)):
+    for index in range(max(map(int, _every(str(len(files)).encode())))):
         own = [f.relative_to(folder).as_posix().encode() + b"\0" + f.read_bytes() for f in files[index : index + 1]]
-        for data in filter(None, _all_gather(b"".join(own))):
+        for data in filter(None, _every(b"".join(own))):
             name, _, contents = data.partition(b"\0")
             target = folder / name.decode()
-            if rank == 0 and not target.exists():
+            if leads() and not (target.exists() and target.read_bytes() == contents):
                 target.parent.mkdir(parents=True, exist_ok=True)
                 target.write_bytes(contents)
 
 
-def _every(value: Any) -> list[Any]:
-    """Every rank's value, as JSON makes it: the same whatever the number of ranks."""
-    data = json.dumps(value).encode()
-    return [json.loads(each) for each in (_all_gather(data) if world().size > 1 else [data])]
-
-
-def _all_gather(data: bytes) -> list[bytes]:
+def _every(data: bytes) -> list[bytes]:
     """The bytes of every rank, by rank. They are padded on the way: MLX gathers arrays of one shape."""
+    if world()[1] == 1:
+        return [data]
     import mlx.core as mx
     import numpy as np
 
@@ -139,22 +113,20 @@ def _all_gather(data: bytes) -> list[bytes]:
         gathered = np.array(mx.distributed.all_gather(mx.array(padded)[None]))
     except RuntimeError as error:
         hint = "its own message says why; the same command again goes on with what was streamed"
-        raise ShardError("another rank of this run was lost", cause=str(error), hint=hint) from None
+        raise TeaCacheError("another rank of this run was lost", cause=str(error), hint=hint) from None
     return [row[:length].tobytes() for row, length in zip(gathered, lengths, strict=True)]
 
 
 @contextmanager
 def stoppable() -> Iterator[None]:
     """Have the launcher's SIGTERM unwind this rank as Ctrl-C would, so that the process it waits for is ended too."""
-    if not _launched():
-        yield
-        return
 
     def stop(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGTERM, stop)
+    before = signal.signal(signal.SIGTERM, stop) if _launched() else None
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        if before is not None:
+            signal.signal(signal.SIGTERM, before)

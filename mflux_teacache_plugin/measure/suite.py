@@ -2,7 +2,6 @@
 
 import itertools
 import math
-import re
 import shlex
 from argparse import ArgumentTypeError
 from collections import Counter
@@ -13,8 +12,8 @@ from typing import Any
 
 from mflux_teacache_plugin import checks
 from mflux_teacache_plugin.checks import Problems, check_table, key_field, read_toml, show
-from mflux_teacache_plugin.errors import TeaCacheError
-from mflux_teacache_plugin.measure import runs
+from mflux_teacache_plugin.errors import SettingsError, TeaCacheError
+from mflux_teacache_plugin.measure import runs, series
 from mflux_teacache_plugin.measure.runs import Command
 from mflux_teacache_plugin.measure.series import Case
 from mflux_teacache_plugin.methods import OFF
@@ -26,26 +25,22 @@ BITS = (3, 4, 5, 6, 8)
 MOST = 10_000
 
 
-class SuiteError(TeaCacheError):
-    """A suite cannot be used."""
-
-
 def _text_of(parse: Callable[[str], Any]) -> checks.Check:
     """Text that `parse` understands; what it raises is the problem."""
 
     def check(problems: Problems, key: str, value: object) -> Any:
         text = checks.text(problems, key, value)
-        if text is None:
-            return None
         try:
-            return parse(text)
+            return None if text is None else parse(text)
         except (ArgumentTypeError, ValueError) as error:
             problems.add(key, str(error), "`mflux-teacache bench --help` says what a suite takes")
         except TeaCacheError as error:
             problems.add(key, error.error, error.hint or "correct it")
-        return None
 
     return check
+
+
+_SETTINGS = checks.many(_text_of(runs.setting))
 
 
 def _bits(problems: Problems, key: str, value: object) -> int | None:
@@ -70,13 +65,9 @@ class Recipe:
     models: tuple[str, ...] = key_field(checks.many(checks.text), 'models = ["dev"]')
     steps: tuple[int, ...] = key_field(checks.many(checks.count), "steps = [25]")
     guidance: tuple[float | None, ...] = key_field(checks.many(checks.number), "guidance = [3.5]", default=(None,))
-    quantizations: tuple[int | None, ...] = key_field(
-        checks.many(_bits), 'quantizations = ["none", 4]', default=(None,)
-    )
+    quantizations: tuple[int | None, ...] = key_field(checks.many(_bits), "quantizations = [4]", default=(None,))
     size: tuple[int, int] | None = key_field(_size, "size = [1024, 1024]", default=None)
-    settings: tuple[str, ...] | None = key_field(
-        checks.many(_text_of(runs.setting)), 'settings = ["0.2"]', default=None
-    )
+    settings: tuple[str, ...] | None = key_field(_SETTINGS, 'settings = ["0.2"]', default=None)
 
 
 @dataclass(frozen=True)
@@ -86,7 +77,7 @@ class Suite:
     title: str = key_field(checks.text, 'title = "What it is for"')
     prompts: tuple[str, ...] = key_field(checks.many(checks.text), 'prompts = ["a red apple"]')
     seeds: tuple[int, ...] = key_field(checks.many(checks.whole(0)), "seeds = [42]")
-    settings: tuple[str, ...] = key_field(checks.many(_text_of(runs.setting)), 'settings = ["0.2", "2x"]')
+    settings: tuple[str, ...] = key_field(_SETTINGS, 'settings = ["0.2", "2x"]')
     recipes: tuple[Recipe, ...] = key_field(checks.tables(Recipe, 1), '[[recipes]] with command = "mflux-generate"')
     source: str = key_field(checks.text, 'source = "where its prompts come from"', default="")
     paired_seeds: bool = key_field(checks.flag, "paired_seeds = true", default=False)
@@ -102,51 +93,44 @@ class Suite:
 
     def cases(self) -> list[Case]:
         """Every picture, in the order of the file."""
-        prompts = list(enumerate(self.prompts, start=1))
         pair = zip if self.paired_seeds else itertools.product
-        pictures = list(pair(prompts, self.seeds))
+        pictures = list(pair(enumerate(self.prompts, start=1), self.seeds))
         found = []
         for recipe in self.recipes:
             settings = tuple(each for each in dict.fromkeys(recipe.settings or self.settings) if each != OFF)
             lists = (recipe.models, recipe.quantizations, recipe.steps, recipe.guidance)
+            width, height = recipe.size or (None, None)
             for model, bits, steps, guidance in itertools.product(*lists):
-                width, height = recipe.size or (None, None)
                 given = {"model": model, "quantize": bits, "guidance": guidance, "width": width, "height": height}
                 facts = {**given, "steps": steps, "options": " ".join(recipe.command.options)}
                 largest = recipe.quantizations[0]
-                group = runs.described(facts)
-                whole = runs.described({**facts, "quantize": largest}) if bits != largest else None
+                group, whole = (runs.described({**facts, "quantize": each}) for each in (bits, largest))
                 for (place, prompt), seed in pictures:
                     command = recipe.command.with_options(**given, prompt=prompt, seed=seed)
-                    name = _name(group, place, seed)
-                    other = _name(whole, place, seed) if whole else ""
+                    name, other = (series.slug(f"{each}-p{place}-s{seed}") for each in (group, whole))
+                    other = "" if bits == largest else other
                     found.append(Case(name, group, prompt, seed, steps, settings, command, other))
         return found
-
-
-def _name(group: str, place: int, seed: int) -> str:
-    """A case's name, which begins its files'."""
-    return re.sub(r"[^\w.=+-]+", "-", f"{group.replace(', ', '-')}-p{place}-s{seed}")
 
 
 def read(path: Path) -> Suite:
     """The suite in a file.
 
     Raises:
-        SuiteError: it cannot be read or used; the causes name the keys and the fixes.
+        SettingsError: it cannot be read or used; the causes name the keys and the fixes.
     """
-    data = read_toml(path, SuiteError)
+    data = read_toml(path, SettingsError)
     problems = Problems()
     values = check_table(Suite, data, problems)
     if not problems and values.get("paired_seeds") and len(values["seeds"]) != len(values["prompts"]):
         what = f"{len(values['seeds'])} for {len(values['prompts'])} prompts"
         problems.add("seeds", what, "give as many, or do not pair them")
     if problems:
-        raise SuiteError(f"{path} is not a usable suite", cause="\n".join(problems), hint="correct these keys")
+        raise SettingsError(f"{path} is not a usable suite", cause="\n".join(problems), hint="correct these keys")
     suite = Suite(**values)
     if suite.size > MOST:
-        raise SuiteError(f"{path} asks for {suite.size} pictures", hint=f"{MOST} are the most: shorten its lists")
+        raise SettingsError(f"{path} asks for {suite.size} pictures", hint=f"{MOST} are the most: shorten its lists")
     if twice := [name for name, times in Counter(case.name for case in suite.cases()).items() if times > 1]:
         hint = "name each model, prompt and seed once"
-        raise SuiteError(f"{path} asks for the same picture twice", cause="\n".join(twice[:5]), hint=hint)
+        raise SettingsError(f"{path} asks for the same picture twice", cause="\n".join(twice[:5]), hint=hint)
     return suite
