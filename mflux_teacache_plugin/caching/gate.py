@@ -16,16 +16,12 @@ Change = Callable[[], float]
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a gate says of one step.
-
-    `accumulated` is the estimated change of the output since the last computed step, this step included. `forget` asks
-    to drop what is kept, because the signal cannot be trusted.
-    """
+    """What a gate says of one step."""
 
     skip: bool
     reason: str
-    accumulated: float | None = None
-    forget: bool = False
+    accumulated: float | None = None  #: the output's estimated change since the last computed step, this one included
+    forget: bool = False  #: drop what is kept, because the signal cannot be trusted
 
 
 class Gate(Protocol):
@@ -40,19 +36,12 @@ class Gate(Protocol):
 
 @dataclass(frozen=True)
 class Facts:
-    """What is known of one generation before its loop.
+    """What is known of one generation before its loop."""
 
-    Attributes:
-        sigmas: σ, the share of noise, at the start of each active step (image-to-image starts late); falling.
-        grid: rows and columns of the image's tokens.
-        first: so many steps of the run's own grid come before the active ones.
-        guidance: what the run asks for; None if that is not known.
-    """
-
-    sigmas: tuple[float, ...]
-    grid: tuple[int, int] = (0, 0)
-    first: int = 0
-    guidance: float | None = None
+    sigmas: tuple[float, ...]  #: σ, the share of noise, at the start of each active step; falling
+    grid: tuple[int, int] = (0, 0)  #: rows and columns of the image's tokens
+    first: int = 0  #: so many steps of the run's own grid come before the active ones (image-to-image starts late)
+    guidance: float | None = None  #: what the run asks for; None if that is not known
 
     @property
     def steps(self) -> int:

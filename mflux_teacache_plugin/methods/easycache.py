@@ -67,7 +67,7 @@ class LatentsCache(PredictionCache):
         """With or without the latents; as it is where other tokens come with them, as in an edit."""
         return prediction + sign * latents if latents.shape[1:] == prediction.shape[1:] else prediction
 
-    def _note(self, verdict: Verdict, change: float | None = None) -> None:
+    def _note(self, verdict: Verdict, change: float | None = None, *part: Any) -> None:
         super()._note(verdict, self._read)
 
     def kept(self) -> list[mx.array]:
