@@ -20,15 +20,7 @@ if TYPE_CHECKING:
 
 
 class MagCacheGate:
-    """Reads nothing.
-
-    Args:
-        ratios: of a run of any number of steps; those of this run are the nearest.
-        steps: of this run.
-        threshold: the sum of errors up to which a step is skipped.
-        most: so many steps in a row are skipped at most (K).
-        retention: the share of the run, at its start, that is always computed.
-    """
+    """Reads nothing. The `ratios` are of a run of any number of steps, `steps` is this run's; `most` is K."""
 
     def __init__(self, ratios: Sequence[float], steps: int, threshold: float, most: int, retention: float) -> None:
         scale = (len(ratios) - 1) / max(1, steps - 1)
@@ -69,10 +61,9 @@ class MagCache(Method):
 
     def check(self, variant: "Variant | None", blocks: Mapping[str, int] | None = None) -> None:
         if variant is None or not variant.mag_ratios:
-            raise SettingsError(
-                f"there are no MagCache ratios for {'this model' if variant is None else variant.id}",
-                hint="easycache:0.2 and 1.5x need none; ratios of your own go into a coefficient file, as mag_ratios",
-            )
+            hint = "easycache:0.2 and 1.5x need none; ratios of your own go into a coefficient file, as mag_ratios"
+            whose = "this model" if variant is None else variant.id
+            raise SettingsError(f"there are no MagCache ratios for {whose}", hint=hint)
 
     def gate(self, setup: Setup) -> Gate:
         self.check(setup.variant)
@@ -87,7 +78,6 @@ class MagCache(Method):
 
 def parse(setting: str) -> MagCache:
     """`0.06`, or `0.24,K=5,retention=0.1`."""
-    text, given = keyed(
-        setting, K=lambda value: whole("K", value, 1), retention=lambda value: min(1.0, finite("retention", value))
-    )
+    retention = lambda value: min(1.0, finite("retention", value))  # noqa: E731
+    text, given = keyed(setting, K=lambda value: whole("K", value, 1), retention=retention)
     return MagCache(number(text, example="0.06"), **given)
