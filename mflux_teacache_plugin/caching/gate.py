@@ -32,6 +32,7 @@ class Gate(Protocol):
 
     def reset(self) -> None:
         """A step was computed without asking the gate."""
+        return
 
 
 @dataclass(frozen=True)

@@ -78,6 +78,7 @@ class MagCache(Method):
 
 def parse(setting: str) -> MagCache:
     """`0.06`, or `0.24,K=5,retention=0.1`."""
-    retention = lambda value: min(1.0, finite("retention", value))  # noqa: E731
-    text, given = keyed(setting, K=lambda value: whole("K", value, 1), retention=retention)
+    text, given = keyed(
+        setting, K=lambda value: whole("K", value, 1), retention=lambda value: min(1.0, finite("retention", value))
+    )
     return MagCache(number(text, example="0.06"), **given)

@@ -60,6 +60,8 @@ class Method:
     usual_forecast: ClassVar[str] = "reuse"
     #: What a skipped step is made from: what the step's calls return, or the blocks' residuals.
     keeps: ClassVar[Literal["prediction", "residual"]] = "residual"
+    #: Why no step was skipped, where that follows from the setting.
+    nothing: ClassVar[str] = ""
     #: Whether only a variant with a polynomial will do.
     needs_coefficients: ClassVar[bool] = False
     #: Whether numbers that were made for a relative of the model matter to it.
@@ -155,6 +157,8 @@ class Method:
 
     def why_nothing(self, generation: Generation, variant: "Variant | None") -> str:
         """Why nothing was skipped, and what would help."""
+        if self.nothing:
+            return self.nothing
         if not generation.changes:
             return "no step's signal could be compared with the step before"
         if variant is not None and variant.distilled:
