@@ -50,7 +50,12 @@ class Facts:
         return len(self.sigmas)
 
 
-def relative_change(current: mx.array, previous: mx.array) -> float:
-    """mean|current - previous| / mean|previous| over all elements, reduced in float32. Waits for the device."""
+def lazy_change(current: mx.array, previous: mx.array) -> mx.array:
+    """mean|current - previous| / mean|previous| over all elements, reduced in float32; not evaluated."""
     current, previous = current.astype(mx.float32), previous.astype(mx.float32)
-    return cast(float, (mx.abs(current - previous).mean() / mx.abs(previous).mean()).item())
+    return mx.abs(current - previous).mean() / mx.abs(previous).mean()
+
+
+def relative_change(current: mx.array, previous: mx.array) -> float:
+    """The same as a number. Waits for the device."""
+    return cast(float, lazy_change(current, previous).item())

@@ -100,7 +100,7 @@ class Cache:
         return None
 
     def _count_calls(self, calls: int, most: int) -> None:
-        """The step has made so many calls of the transformer."""
+        """The step has made so many calls of the transformer; CacheFault if they are more than `most`."""
         self._calls = calls
         if calls > most:
             raise CacheFault(f"{calls} transformer calls in one step, where {most} were expected")

@@ -91,8 +91,8 @@ def spread(changes: Sequence[float], computed: int, lead: int = 1) -> tuple[int,
     reached = np.concatenate([[0.0], np.cumsum(changes)])
     # cost[i, j]: what accumulates if i and j are computed and no step between them; infinite unless i < j
     cost = np.full((steps, steps), np.inf)
-    for i in range(steps):
-        cost[i, i + 1 :] = reached[i:-1] - reached[i]
+    i, j = np.triu_indices(steps, 1)
+    cost[i, j] = reached[j - 1] - reached[i]
     largest = published.path_of_least(cost, computed, np.maximum)[0]
     return published.path_of_least(np.where(cost <= largest * (1 + 1e-9), cost**2, np.inf), computed, np.add)[1]
 
