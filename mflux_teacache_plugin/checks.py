@@ -37,11 +37,7 @@ class Problems(list[str]):
 
 
 def read_toml(path: Path, error: type[TeaCacheError] = VariantFileError) -> dict[str, Any]:
-    """What a TOML file holds; a byte-order mark at its start is read over.
-
-    Raises:
-        error: it cannot be read, is longer than `LONGEST`, or is not TOML.
-    """
+    """What a TOML file holds, after a byte-order mark. `error` if it cannot be read, is too long, or is not TOML."""
     try:
         with path.open(encoding="utf-8-sig") as file:
             text = file.read(LONGEST + 1)

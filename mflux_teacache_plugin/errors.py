@@ -4,19 +4,11 @@ import textwrap
 
 
 class TeaCacheError(Exception):
-    """Base of every error of this plugin.
-
-    Args:
-        error: what could not be done, in one line.
-        cause: why, one line per reason; may be left out.
-        hint: the fix; may be left out.
-    """
+    """Base of every error of this plugin: in one line what could not be done; why, a line per reason; and the fix."""
 
     def __init__(self, error: str, *, cause: str | None = None, hint: str | None = None) -> None:
         super().__init__(error)
-        self.error = error
-        self.cause = cause
-        self.hint = hint
+        self.error, self.cause, self.hint = error, cause, hint
 
     def __str__(self) -> str:
         parts = [f"error: {self.error}"]

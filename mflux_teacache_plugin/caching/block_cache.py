@@ -19,8 +19,8 @@ from mlx.utils import tree_flatten, tree_unflatten
 
 from mflux_teacache_plugin.caching.forecast import Forecast
 from mflux_teacache_plugin.caching.gate import Facts, Gate, Verdict, relative_change
-from mflux_teacache_plugin.caching.stats import Decision, Generation
-from mflux_teacache_plugin.caching.step_cache import Cache, CacheFault, Calls
+from mflux_teacache_plugin.caching.stats import Generation
+from mflux_teacache_plugin.caching.step_cache import Cache, Calls
 
 
 class _Stream:
@@ -41,52 +41,39 @@ class _Stream:
 
 
 class BlockCache(Cache):
-    """Answers the blocks of one transformer during one generation.
-
-    Args:
-        gate: makes the gate of one list of blocks in one guidance branch; its `change` is since the last *computed* step.
-        blocks: the lists, with how many blocks each has.
-        first: so many blocks at the start of each list always run (F).
-        last: so many at its end (B).
-        separate: each guidance branch reads its own change; otherwise the second goes by the first one's.
-        stream: the keyword under which a block takes the image's tokens; they are the last of what the block returns.
-        branches: how often the transformer runs within a step at most.
-    """
+    """Answers the blocks of one transformer during one generation."""
 
     def __init__(
         self,
-        gate: Callable[[], Gate],
-        blocks: Mapping[str, int],
+        gate: Callable[
+            [], Gate
+        ],  # of one list of blocks in one guidance branch; `change` is since the last computed step
+        blocks: Mapping[str, int],  # the lists, with how many blocks each has
         facts: Facts,
         order: int,
         record: Generation,
         *,
-        first: int,
-        last: int = 0,
-        separate: bool = True,
-        stream: str = "hidden_states",
-        branches: int = 1,
+        first: int,  # so many blocks at the start of each list always run (F)
+        last: int = 0,  # so many at its end (B)
+        separate: bool = True,  # each guidance branch reads its own change; otherwise the second goes by the first one's
+        stream: str = "hidden_states",  # a block takes the image's tokens by this name, and returns them last
+        branches: int = 1,  # how often the transformer runs within a step at most
     ) -> None:
         super().__init__(facts, order, record)
-        self._gate = gate
+        self._gate, self._separate, self._image, self._branches = gate, separate, stream, branches
         self._first_run, self._last_run = first, last
-        self._separate = separate
-        self._image = stream
-        self._branches = branches
         self._streams: dict[tuple[int, str], _Stream] = {}
-        self._work = sum(blocks.values())
-        self._first = next(iter(blocks))
+        self._work, self._first = sum(blocks.values()), next(iter(blocks))
 
     def attach(self, calls: Calls) -> None:
         calls.blocks(self._answer)
 
     def end_step(self) -> None:
         """Now it is known how many branches the step had, so each is given its share of the work."""
-        decisions, calls = self.record.decisions, self._calls
-        for place in range(len(decisions) - 1, -1, -1):
-            if decisions[place].step != self._step:
-                break
-            decisions[place] = replace(decisions[place], share=decisions[place].share / max(calls, 1))
+        calls = max(self._calls, 1)
+        for place, each in enumerate(self.record.decisions):
+            if each.step == self._step:
+                self.record.decisions[place] = replace(each, share=each.share / calls)
         super().end_step()
 
     def kept(self) -> list[mx.array]:
@@ -121,16 +108,10 @@ class BlockCache(Cache):
 
         return call
 
-    def _guarded(self, act: Callable[..., None], *args: Any) -> None:
-        try:
-            act(*args)
-        except Exception as exception:  # noqa: BLE001 - whatever it is, it must not cost the user the image
-            self.stand_aside(exception)
-
     def _begin(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """The first block of a list is about to run."""
         if name == self._first:
-            self._calls += 1
+            self._count_calls(self._calls + 1, self._branches)
         key = (self._calls - 1, name)
         if key not in self._streams:
             self._streams[key] = _Stream(self._gate())
@@ -138,11 +119,8 @@ class BlockCache(Cache):
 
     def _decide(self, name: str, stream: _Stream, output: Any, share: float) -> None:
         assert stream.before is not None  # the first block has run
-        branch = self._calls - 1
-        if branch >= self._branches:
-            raise CacheFault(f"{branch + 1} transformer calls in one step, where {self._branches} were expected")
-        stream.after = output
-        added = _image_of(output) - stream.before
+        branch, stream.after = self._calls - 1, output
+        added = (output if isinstance(output, mx.array) else output[-1]) - stream.before
 
         def change() -> float:
             cond = self._streams.get((0, name))
@@ -160,10 +138,7 @@ class BlockCache(Cache):
         stream.skip = verdict.skip
         if not verdict.skip:
             stream.added = added
-        reason, accumulated = verdict.reason, verdict.accumulated
-        self.record.decisions.append(
-            Decision(self._step, verdict.skip, reason, stream.change, accumulated, branch, name, share)
-        )
+        self._note(verdict, stream.change, branch, name, share)
 
     def _learn(self, stream: _Stream, output: Any) -> None:
         """Keep what the middle blocks added to each stream."""
@@ -179,7 +154,3 @@ class BlockCache(Cache):
 def _leaves(streams: Any) -> list[tuple[str, mx.array]]:
     """What a block returns, one array or a sequence of them, as (key, array); the key of a lone array is empty."""
     return [("", streams)] if isinstance(streams, mx.array) else tree_flatten(streams)
-
-
-def _image_of(streams: Any) -> mx.array:
-    return streams if isinstance(streams, mx.array) else streams[-1]

@@ -16,16 +16,12 @@ Change = Callable[[], float]
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a gate says of one step.
-
-    `accumulated` is the estimated change of the output since the last computed step, this step included. `forget` asks
-    to drop what is kept, because the signal cannot be trusted.
-    """
+    """What a gate says of one step."""
 
     skip: bool
     reason: str
-    accumulated: float | None = None
-    forget: bool = False
+    accumulated: float | None = None  #: the output's estimated change since the last computed step, this one included
+    forget: bool = False  #: drop what is kept, because the signal cannot be trusted
 
 
 class Gate(Protocol):
@@ -36,23 +32,17 @@ class Gate(Protocol):
 
     def reset(self) -> None:
         """A step was computed without asking the gate."""
+        return
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What is known of one generation before its loop.
+    """What is known of one generation before its loop."""
 
-    Attributes:
-        sigmas: σ, the share of noise, at the start of each active step (image-to-image starts late); falling.
-        grid: rows and columns of the image's tokens.
-        first: so many steps of the run's own grid come before the active ones.
-        guidance: what the run asks for; None if that is not known.
-    """
-
-    sigmas: tuple[float, ...]
-    grid: tuple[int, int] = (0, 0)
-    first: int = 0
-    guidance: float | None = None
+    sigmas: tuple[float, ...]  #: σ, the share of noise, at the start of each active step; falling
+    grid: tuple[int, int] = (0, 0)  #: rows and columns of the image's tokens
+    first: int = 0  #: so many steps of the run's own grid come before the active ones (image-to-image starts late)
+    guidance: float | None = None  #: what the run asks for; None if that is not known
 
     @property
     def steps(self) -> int:
@@ -60,7 +50,12 @@ class Facts:
         return len(self.sigmas)
 
 
-def relative_change(current: mx.array, previous: mx.array) -> float:
-    """mean|current - previous| / mean|previous| over all elements, reduced in float32. Waits for the device."""
+def lazy_change(current: mx.array, previous: mx.array) -> mx.array:
+    """mean|current - previous| / mean|previous| over all elements, reduced in float32; not evaluated."""
     current, previous = current.astype(mx.float32), previous.astype(mx.float32)
-    return cast(float, (mx.abs(current - previous).mean() / mx.abs(previous).mean()).item())
+    return mx.abs(current - previous).mean() / mx.abs(previous).mean()
+
+
+def relative_change(current: mx.array, previous: mx.array) -> float:
+    """The same as a number. Waits for the device."""
+    return cast(float, lazy_change(current, previous).item())

@@ -16,15 +16,12 @@ from mflux_teacache_plugin.caching.taps import Forward
 
 @dataclass(frozen=True)
 class SecondCall:
-    """How mflux makes guidance's second prediction.
+    """How mflux makes guidance's second prediction."""
 
-    Attributes:
-        batch: the transformer's arguments, by position or name, that hold both predictions' inputs, the negative prompt's
-            half first; empty where the second prediction is a call of its own, after the prompt's.
-        idle: the guidance at which mflux makes it although the result is the first prediction; None where it makes none then.
-    """
-
+    #: The transformer's arguments, by position or name, that hold both predictions' inputs, the negative prompt's half first;
+    #: empty where the second prediction is a call of its own, after the prompt's.
     batch: tuple[int | str, ...] = ()
+    #: The guidance at which mflux makes it although the result is the first prediction; None where it makes none then.
     idle: float | None = None
 
 
@@ -34,11 +31,7 @@ def cutoff(steps: int, share: float | None) -> int:
 
 
 class PromptAlone:
-    """Answers the second prediction from a step on; before it, every call passes.
-
-    Args:
-        second: how it is made.
-    """
+    """Answers the second prediction from a step on; before it, every call passes."""
 
     def __init__(self, second: SecondCall) -> None:
         self.record: Generation | None = None
@@ -84,11 +77,7 @@ class PromptAlone:
 
     def either(self, guided: Callable[..., Any], alone: Callable[..., Any]) -> Callable[..., Any]:
         """One of two functions of a step, as the step is: what is compiled cannot be both."""
-
-        def step(*args: Any, **kwargs: Any) -> Any:
-            return (alone if self.on else guided)(*args, **kwargs)
-
-        return step
+        return lambda *args, **kwargs: (alone if self.on else guided)(*args, **kwargs)
 
     def _half(self, inner: Forward, *args: Any, **kwargs: Any) -> mx.array:
         given: dict[Any, Any] = {**dict(enumerate(args)), **kwargs}

@@ -9,27 +9,16 @@ KEPT_GENERATIONS = 100
 
 @dataclass(frozen=True)
 class Decision:
-    """Whether the work of one step, or a part of it, was skipped.
+    """Whether the work of one step, or a part of it, was skipped."""
 
-    Attributes:
-        step: position within the active steps, from 0.
-        skipped: whether something that was kept stood in for the blocks.
-        reason: why, in words.
-        change: relative L1 change of the signal; None where it was not read.
-        accumulated: the gate's estimate of the output's change since the last computed step; None where not asked.
-        branch: the guidance branch, from 0; 0 too where one decision holds for all.
-        blocks: the list of blocks that was decided about; None for all of them.
-        share: of the step's work that was decided about, up to 1.
-    """
-
-    step: int
-    skipped: bool
-    reason: str
-    change: float | None = None
-    accumulated: float | None = None
-    branch: int = 0
-    blocks: str | None = None
-    share: float = 1.0
+    step: int  #: position within the active steps, from 0
+    skipped: bool  #: whether something that was kept stood in for the blocks
+    reason: str  #: why, in words
+    change: float | None = None  #: relative L1 change of the signal; None where it was not read
+    accumulated: float | None = None  #: the gate's estimate of the output's change since the last computed step, if any
+    branch: int = 0  #: the guidance branch, from 0; 0 too where one decision holds for all
+    blocks: str | None = None  #: the list of blocks that was decided about; None for all of them
+    share: float = 1.0  #: of the step's work that was decided about, up to 1
 
 
 @dataclass
@@ -81,11 +70,7 @@ class Generation:
 
 
 class Stats:
-    """What one handle saw.
-
-    Attributes:
-        generations: the newest `KEPT_GENERATIONS`, in order.
-    """
+    """What one handle saw; `generations` are the newest `KEPT_GENERATIONS`, in order."""
 
     def __init__(self) -> None:
         self.generations: deque[Generation] = deque(maxlen=KEPT_GENERATIONS)
@@ -100,8 +85,7 @@ class Stats:
         return self.last
 
     def __repr__(self) -> str:
-        skipped, steps = self.skipped, _whole(self.skipped + self.computed)
-        return f"{skipped:.4g} of {steps:.4g} steps skipped"
+        return f"{self.skipped:.4g} of {self.skipped + self.computed:.4g} steps skipped"
 
     @property
     def last(self) -> Generation:

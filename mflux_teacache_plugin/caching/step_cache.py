@@ -44,13 +44,7 @@ class Calls(Protocol):
 
 
 class Cache:
-    """What all caches share: the step counter, the record, and standing aside after a fault.
-
-    Args:
-        facts: what is known of the generation.
-        order: of the forecasts that stand in for a skipped step.
-        record: a new record.
-    """
+    """What all caches share: the step counter, the record, and standing aside after a fault. `order` is the forecasts'."""
 
     def __init__(self, facts: Facts, order: int, record: Generation) -> None:
         self.record = record
@@ -96,6 +90,21 @@ class Cache:
         with suppress(Exception):  # one fault is enough
             self.forget()
 
+    def _guarded(self, act: Callable[..., Any], *args: Any) -> Any:
+        """What `act` returns, or None if it fails or the cache stands aside."""
+        if self.record.fault is None:
+            try:
+                return act(*args)
+            except Exception as exception:  # noqa: BLE001 - whatever it is, it must not cost the user the image
+                self.stand_aside(exception)
+        return None
+
+    def _count_calls(self, calls: int, most: int) -> None:
+        """The step has made so many calls of the transformer; CacheFault if they are more than `most`."""
+        self._calls = calls
+        if calls > most:
+            raise CacheFault(f"{calls} transformer calls in one step, where {most} were expected")
+
     def _ask_gate(self, gate: Gate, change: Change) -> Verdict:
         """The gate's verdict; a step beyond the announced ones is computed, for nobody has planned it."""
         if self._step >= self._facts.steps:
@@ -106,15 +115,15 @@ class Cache:
             return Verdict(skip=False, reason="outside the window")
         return gate(self._step, change)
 
-    def _note(self, verdict: Verdict, change: float | None = None) -> None:
-        self.record.decisions.append(Decision(self._step, verdict.skip, verdict.reason, change, verdict.accumulated))
+    def _note(self, verdict: Verdict, change: float | None = None, *part: Any) -> None:
+        told = (verdict.skip, verdict.reason, change, verdict.accumulated)
+        self.record.decisions.append(Decision(self._step, *told, *part))
 
 
 class PredictionCache(Cache):
     """Keeps what the calls of a step return; for gates that read no signal, unless a subclass has one for them.
 
-    Args:
-        condition: the position of an argument of the calls; what was kept when it was another object is of no use.
+    `condition` is the position of an argument of the calls; what was kept when it was another object is of no use.
     """
 
     def __init__(self, gate: Gate, facts: Facts, order: int, record: Generation, condition: int | None = None) -> None:
@@ -130,20 +139,12 @@ class PredictionCache(Cache):
 
     def run(self, forward: Forward, *args: Any, **kwargs: Any) -> mx.array:
         """Answer one call, which is one of a step's, always in the same order."""
-        if self.record.fault is not None:
-            return forward(*args, **kwargs)
-        try:
-            prediction, stand_in = self._ask(args, kwargs)
-        except Exception as exception:  # noqa: BLE001 - whatever it is, it must not cost the user the image
-            self.stand_aside(exception)
-            return forward(*args, **kwargs)
+        prediction, stand_in = self._guarded(self._ask, args, kwargs) or (None, None)
         if stand_in is not None:
             return stand_in
         output = forward(*args, **kwargs)
-        try:
-            self._learn(prediction, output, args, kwargs)
-        except Exception as exception:  # noqa: BLE001
-            self.stand_aside(exception)
+        if prediction is not None:
+            self._guarded(self._learn, prediction, output, args, kwargs)
         return output
 
     def _ask(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Forecast, mx.array | None]:
@@ -191,9 +192,8 @@ class PredictionCache(Cache):
 class StepCache(Cache):
     """Keeps the residual of each guidance branch.
 
-    Args:
-        branches: how often the transformer runs within a step at most: 2 with classifier-free guidance.
-        transform: makes of a signal, (batch, tokens, width), and its σ what the gate compares between neighbouring steps.
+    The transformer runs at most `branches` times within a step, twice with classifier-free guidance. `transform` makes of a
+    signal, (batch, tokens, width), and its σ what the gate compares between neighbouring steps.
     """
 
     def __init__(
@@ -218,12 +218,8 @@ class StepCache(Cache):
 
     def run(self, forward: TappedForward, *args: Any, **kwargs: Any) -> mx.array:
         """Answer one call of `forward`, which covers one guidance branch or all of a step's."""
-        if self.record.fault is None:
-            try:
-                return self._answer(forward, *args, **kwargs)
-            except Exception as exception:  # noqa: BLE001 - whatever it is, it must not cost the user the image
-                self.stand_aside(exception)
-        return forward.plain(*args, **kwargs)  # raises again what was not our fault
+        output = self._guarded(self._answer, forward, args, kwargs)
+        return forward.plain(*args, **kwargs) if output is None else output  # raises again what was not our fault
 
     def kept(self) -> list[mx.array]:
         residuals = [array for residual in self._residuals.values() for array in residual.kept]
@@ -233,18 +229,16 @@ class StepCache(Cache):
         self._signal = None
         self._residuals.clear()
 
-    def _answer(self, forward: TappedForward, *args: Any, **kwargs: Any) -> mx.array:
+    def _answer(self, forward: TappedForward, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> mx.array:
         output, signals, finals = forward.full(*args, **kwargs)
         if not len(signals) == len(finals) >= 1:
             raise CacheFault(f"the taps saw {len(signals)} signals and {len(finals)} final norms in one call")
         covered = range(self._calls, self._calls + len(finals))
-        if covered.stop > self._branches:
-            raise CacheFault(f"{covered.stop} transformer calls in one step, where {self._branches} were expected")
+        self._count_calls(covered.stop, self._branches)
         residuals = [self._residuals[branch] for branch in covered]
         fitting = [residual.shape for residual in residuals] == [tuple(final.shape) for final in finals]
-        if self._calls == 0:
+        if covered.start == 0:
             self._skip = self._decide(signals[0], fitting)
-        self._calls = covered.stop
         if self._skip and fitting:  # a branch that only starts now is computed, whatever was decided
             return forward.without_blocks([residual.at(self.sigma) for residual in residuals], *args, **kwargs)[0]
         _, _, without = forward.without_blocks(None, *args, **kwargs)
@@ -255,8 +249,8 @@ class StepCache(Cache):
         return output
 
     def _decide(self, signal: mx.array, fitting: bool) -> bool:
-        previous, self._signal = self._signal, self._transform(signal, self.sigma)
-        current = self._signal
+        previous, current = self._signal, self._transform(signal, self.sigma)
+        self._signal = current
         if not fitting or previous is None or previous.shape != current.shape:
             verdict = Verdict(skip=False, reason="first step" if self._step == 0 else "nothing that fits is kept")
             self._gate.reset()

@@ -20,23 +20,14 @@ Forward = Callable[..., mx.array]
 
 @dataclass(frozen=True, kw_only=True)
 class TapPoints:
-    """Where a transformer is tapped; names and dotted paths are relative to it (`transformer_blocks.0.attn`).
+    """Where a transformer is tapped; names and dotted paths are relative to it (`transformer_blocks.0.attn`)."""
 
-    Attributes:
-        blocks: the lists of blocks, the expensive part.
-        signal: the module whose input is the first block's modulated input.
-        signal_argument: that input's keyword; it is taken from the first position if passed without.
-        final: the final norm; its first argument is tapped.
-        stream: the keyword under which a block takes the image's tokens; `signal_argument` if it is None.
-        text_first: the signal has the prompt's tokens before the picture's.
-    """
-
-    blocks: tuple[str, ...]
-    signal: str
-    signal_argument: str
-    final: str
-    stream: str | None = None
-    text_first: bool = False
+    blocks: tuple[str, ...]  #: the lists of blocks, the expensive part
+    signal: str  #: the module whose input is the first block's modulated input
+    signal_argument: str  #: that input's keyword; it is taken from the first position if passed without
+    final: str  #: the final norm; its first argument is tapped
+    stream: str | None = None  #: the keyword under which a block takes the image's tokens; None for `signal_argument`
+    text_first: bool = False  #: the signal has the prompt's tokens before the picture's
 
 
 #: One pass of a forward: its output, then per guidance branch the signal, (batch, tokens, width), and the final norm's
@@ -127,11 +118,7 @@ class TappedForward:
     """
 
     def __init__(self, taps: Taps, forward: Forward, compiled: bool = False) -> None:
-        wrap: Callable[[Any], Any] = mx.compile if compiled else _as_it_is
+        wrap: Callable[[Any], Any] = mx.compile if compiled else lambda function: function
         self.plain: Forward = wrap(forward)
         self.full: Callable[..., Pass] = wrap(partial(taps.full, forward))
         self.without_blocks: Callable[..., Pass] = wrap(partial(taps.without_blocks, forward))
-
-
-def _as_it_is(function: Any) -> Any:
-    return function

@@ -43,10 +43,7 @@ def numbers(traces: Sequence[Trace], published: Variant | None = None) -> tuple[
 
     The profile is that of what moves the picture, the guided prediction; what is compared is the transformer's output, each
     prompt left out of the fit in turn. The polynomial of the variant `published` stays, with its threshold, where it
-    predicts no worse than ours.
-
-    Args:
-        traces: two or more, of one command; a prompt each.
+    predicts no worse than ours. The traces are two or more, of one command; a prompt each.
     """
     moved = np.array([np.cumsum([0.0, *(trace.prediction or trace.output)]) for trace in traces]).mean(axis=0)
     sigma, change = (tuple(np.round(each, 5).tolist()) for each in (traces[0].sigma, moved))
@@ -76,10 +73,10 @@ def fit_polynomial(signals: np.ndarray, outputs: np.ndarray) -> tuple[Sequence[f
         whole = _polynomial(signals, outputs, degree)
         if degree and (np.diff(np.polyval(whole, at), prepend=0) < 0).any():
             continue
-        others = [
-            (np.delete(signals, left_out, 0), np.delete(outputs, left_out, 0)) for left_out in range(len(signals))
-        ]
-        guesses = [np.polyval(_polynomial(*each, degree), signal) for each, signal in zip(others, signals, strict=True)]
+        guesses = []
+        for out, signal in enumerate(signals):  # the prompt that is left out
+            others = _polynomial(np.delete(signals, out, 0), np.delete(outputs, out, 0), degree)
+            guesses.append(np.polyval(others, signal))
         found.append((whole, score(outputs, np.array(guesses))))
     enough = (1 + CHEAP) * min(one.rmse for _, one in found)
     return next((polynomial, one) for polynomial, one in found if one.rmse <= enough)

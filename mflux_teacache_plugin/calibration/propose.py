@@ -3,6 +3,7 @@
 import datetime
 from argparse import ArgumentTypeError
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from importlib.metadata import version
 from typing import Any
 
@@ -27,9 +28,7 @@ SPEED_UPS, TRIED_SHARES = ("1.5x", "2x", "3x"), (0.25, 0.5)
 def variant_of(facts: Mapping[str, Any], traces: Sequence[Trace], existing: Variant | None) -> Variant:
     """The variant that the traces give; nobody has looked at a picture yet.
 
-    Args:
-        facts: the keys of a coefficient file besides numbers and provenance.
-        existing: the variant that served this model up to now, None if there is none.
+    `facts` are the keys of a coefficient file besides numbers and provenance, `existing` is what served this model up to now.
     """
     source = f"mflux-teacache-plugin {version('mflux-teacache-plugin')}, mflux-teacache calibrate"
     published = "" if existing is None else existing.provenance.source.removeprefix(KEPT).partition("; profile: ")[0]
@@ -41,8 +40,7 @@ def variant_of(facts: Mapping[str, Any], traces: Sequence[Trace], existing: Vari
     if existing is not None and "polynomial" in keys and keys["polynomial"] == existing.polynomial:
         source, judged = f"{KEPT}{published}; profile: {source}", fit.PUBLISHED
     elif "polynomial" in keys:
-        judged = fit.OWN
-        notes.append(UNSEEN)
+        judged, notes = fit.OWN, [*notes, UNSEEN]
     provenance = Provenance(
         source=source,
         recipe=f"{len(traces)} prompts, {traces[0].recipe}, mflux {traces[0].mflux}",
@@ -78,7 +76,6 @@ def recommending(variant: Variant, rows: Sequence[Row], more: Sequence[str]) -> 
 
 def is_threshold(setting: str) -> bool:
     """Whether this is a number, as TeaCache's threshold is given."""
-    try:
+    with suppress(ArgumentTypeError):
         return bool(to_float(setting))
-    except ArgumentTypeError:
-        return False
+    return False

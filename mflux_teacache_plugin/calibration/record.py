@@ -13,6 +13,7 @@ import mlx.core as mx
 from mflux_teacache_plugin import apply
 from mflux_teacache_plugin.adapters import Adapter
 from mflux_teacache_plugin.adapters.intercept import Interception
+from mflux_teacache_plugin.caching.gate import lazy_change
 from mflux_teacache_plugin.caching.taps import Forward, TappedForward
 from mflux_teacache_plugin.calibration.traces import TraceError
 from mflux_teacache_plugin.host.layers import stand_before
@@ -20,20 +21,15 @@ from mflux_teacache_plugin.host.watch import Observer, watch
 
 
 class Recorder(Observer):
-    """Records one generation after the other; what it holds is of the newest one.
-
-    Attributes:
-        sigma: noise level of each active step, falling.
-        changes: `output`, `signal` and `prediction`, as far as they were seen, as a `Trace` has them.
-        config: mflux's Config.
-        failed: what went wrong; there is no use in a picture that was not recorded.
-    """
+    """Records one generation after the other; what it holds is of the newest one."""
 
     def __init__(self, adapter: Adapter, on_step: Callable[[], object] = lambda: None) -> None:
-        self.sigma: list[float] = []
-        self.changes: dict[str, list[float]] = {}
-        self.config: Any = None
-        self.failed: Exception | None = None
+        self.sigma: list[float] = []  #: noise level of each active step, falling
+        self.changes: dict[
+            str, list[float]
+        ] = {}  #: `output`, `signal` and `prediction`, if seen, as a `Trace` has them
+        self.config: Any = None  #: mflux's
+        self.failed: Exception | None = None  #: what went wrong; a picture that was not recorded is of no use
         self._adapter = adapter
         self._on_step = on_step
         self._undo: list[Callable[[], None]] = []
@@ -59,7 +55,7 @@ class Recorder(Observer):
     def step_end(self, model: Any, t: int, time_steps: Any) -> None:
         before, now = self._before, self._now
         same = [kind for kind in now if kind in before and now[kind].shape == before[kind].shape]
-        changes = {kind: _change(now[kind], before[kind]) for kind in same}
+        changes = {kind: lazy_change(now[kind], before[kind]) for kind in same}
         mx.eval(list(changes.values()), list(now.values()))
         for kind, change in changes.items():
             self.changes.setdefault(kind, []).append(cast(float, change.item()))
@@ -114,9 +110,3 @@ def recording(model: Any, adapter: Adapter, on_step: Callable[[], object] = lamb
     finally:
         recorder.generation_end(model, None)
         stop()
-
-
-def _change(now: mx.array, before: mx.array) -> mx.array:
-    """mean|now - before| / mean|before| in float32, not evaluated."""
-    now, before = now.astype(mx.float32), before.astype(mx.float32)
-    return mx.abs(now - before).mean() / mx.abs(before).mean()

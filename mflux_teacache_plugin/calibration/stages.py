@@ -48,29 +48,19 @@ UNKNOWN_LICENCE = "unknown; see the model's own page"
 
 @dataclass(eq=False)
 class Calibration:
-    """One calibration: what was asked for; after `run` also what was found, on rank 0.
-
-    Attributes:
-        prompts: to record and fit; `held_out`: to try settings on, none for no trial.
-        settings: to try; none for a choice that follows from the fit.
-        id: of the variant; None to take the model's.
-        output: folder of the coefficient file, None for the model's own; `folder`: of everything else, None for
-            `calibration-<id>` here.
-        force: overwrite an existing coefficient file.
-        file: the coefficient file; `variant`: what it holds; `rows`: what the pictures showed.
-    """
+    """One calibration: what was asked for; after `run` also what was found, on rank 0."""
 
     command: Command
-    prompts: Sequence[str]
-    held_out: Sequence[str]
-    settings: Sequence[str]
-    id: str | None
-    output: Path | None
-    folder: Path | None
-    force: bool
-    file: Path = field(init=False)
-    variant: Variant | None = field(init=False, default=None)
-    rows: Sequence[Row] = field(init=False, default=())
+    prompts: Sequence[str]  #: to record and fit
+    held_out: Sequence[str]  #: to try settings on; none for no trial
+    settings: Sequence[str]  #: to try; none for a choice that follows from the fit
+    id: str | None  #: of the variant; None to take the model's
+    output: Path | None  #: folder of the coefficient file; None for the model's own
+    folder: Path | None  #: of everything else; None for `calibration-<id>` here
+    force: bool  #: overwrite an existing coefficient file
+    file: Path = field(init=False)  #: the coefficient file
+    variant: Variant | None = field(init=False, default=None)  #: what it holds
+    rows: Sequence[Row] = field(init=False, default=())  #: what the pictures showed
     _facts: dict[str, Any] = field(init=False)  # the coefficient file's keys besides numbers and provenance
     _existing: Variant | None = field(init=False)
 
@@ -110,8 +100,7 @@ class Calibration:
 
     def _stages(self, model: Model) -> None:
         self._record(model)
-        proposal = self._proposal() if shards.leads() else None
-        proposal = shards.share(proposal)
+        proposal = shards.share(self._proposal() if shards.leads() else None)
         variant, settings, notes = Variant(**proposal["variant"]), [], []
         for setting in proposal["settings"]:
             try:
@@ -119,10 +108,10 @@ class Calibration:
                 settings.append(setting)
             except TeaCacheError as error:
                 notes.append(f"{setting} could not be tried: {error.error}.")
-        cases = [
-            Case(slug(prompt), variant.id, prompt, SEED, proposal["steps"], tuple(settings), self._asking_for(prompt))
-            for prompt in self.held_out
-        ]
+        cases = []
+        for prompt in self.held_out:
+            command = self.command.with_options(prompt=prompt, seed=SEED)
+            cases.append(Case(slug(prompt), variant.id, prompt, SEED, proposal["steps"], tuple(settings), command))
         shots = sweep.make_pictures(model, variant, cases, proposal["active"], self.place / "pictures")
         if shots is not None:
             self._conclude(variant, cases, shots, notes)
@@ -166,9 +155,6 @@ class Calibration:
         self.variant = propose.recommending(variant, self.rows, notes)
         coefficient_file.write(self.variant, self.file, COMMENT, self.force)
 
-    def _asking_for(self, prompt: str) -> Command:
-        return self.command.with_options(prompt=prompt, seed=SEED)
-
     def _trace(self, prompt: str) -> Path:
         return self.place / "traces" / f"{slug(prompt)}.toml"
 
@@ -189,17 +175,12 @@ class Calibration:
         config, steps = recorder.config, len(recorder.sigma)
         if steps < FEWEST_STEPS:
             raise TraceError(f"{steps} steps tell nothing", hint=f"take --steps {FEWEST_STEPS} or more")
-        usable = {
-            kind: tuple(row)
-            for kind, row in recorder.changes.items()
-            if len(row) == steps - 1 and np.isfinite(row).all()
-        }
+        rows = recorder.changes
+        usable = {kind: tuple(row) for kind, row in rows.items() if len(row) == steps - 1 and np.isfinite(row).all()}
         if not {"output", "prediction"} & usable.keys():
-            raise TraceError(
-                f"{type(model.pipeline).__name__} cannot be recorded",
-                cause=f"{steps} steps gave {sorted({len(row) for row in recorder.changes.values()})} changes",
-                hint="its adapter does not fit, or it takes its steps in another way",
-            )
+            cause = f"{steps} steps gave {sorted({len(row) for row in rows.values()})} changes"
+            hint = "its adapter does not fit, or it takes its steps in another way"
+            raise TraceError(f"{type(model.pipeline).__name__} cannot be recorded", cause=cause, hint=hint)
         usable.setdefault("output", usable.get("prediction", ()))
         bits, loras = getattr(model.pipeline, "bits", None), getattr(model.pipeline, "lora_paths", None)
         recipe = [f"{config.num_inference_steps} steps", f"{config.width}x{config.height}"]

@@ -29,8 +29,7 @@ def make_pictures(
 ) -> list[Shot] | None:
     """This rank's share of the cases, as far as it is not in the folder; rank 0 gets the shots of all ranks, others None.
 
-    Args:
-        active: share of the steps asked for that the loop takes: below 1 where it starts from a picture.
+    `active` is the share of the steps asked for that the loop takes: below 1 where it starts from a picture.
     """
     folder.mkdir(parents=True, exist_ok=True)
     mine = shards.mine(cases)

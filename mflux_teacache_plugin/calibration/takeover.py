@@ -37,11 +37,9 @@ class Model:
     """
 
     def __init__(self, pipeline: Any, adapter: Adapter, generate: Callable[..., Any], asked: dict[str, Any]) -> None:
-        self.pipeline = pipeline
-        self.adapter = adapter
+        self.pipeline, self.adapter = pipeline, adapter
         self.steps: int | None = asked.get("num_inference_steps")  #: that the command asks for, if it says so
-        self._generate = generate
-        self._asked = asked
+        self._generate, self._asked = generate, asked
         self._prompt: str | None = None
         # the command's own callbacks free the text encoder after the first prompt, save intermediate steps, and so on
         for name in ("before_loop", "in_loop", "after_loop", "interrupt"):
@@ -71,8 +69,7 @@ class _Listener:
     """The plugin that catches the command's model. What it raises goes past the host, which would only report it."""
 
     def __init__(self, check: Check, job: Callable[[Model], None]) -> None:
-        self._check = check
-        self._job = job
+        self._check, self._job = check, job
         self._adapter: Adapter | None = None
 
     @hookimpl(optionalhook=True)
@@ -124,10 +121,8 @@ def _leaving() -> Iterator[None]:
 def run(wanted: Command, check: Check, job: Callable[[Model], None]) -> None:
     """Run a command, whose prompt may be missing, up to its first picture, do `job` with its model, and leave it.
 
-    Raises:
-        SettingsError: the command ended without asking for a picture.
-        UnsupportedModelError: the command's pipeline has no adapter.
-        SystemExit: mflux's parser refused the options.
+    SettingsError if it ends without asking for a picture, UnsupportedModelError if its pipeline has no adapter, SystemExit if
+    mflux's parser refuses the options.
     """
     found = command.find(wanted.name)
     assert found is not None  # `Command.of` looked

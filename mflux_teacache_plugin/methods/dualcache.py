@@ -25,37 +25,22 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class DualCacheSettings:
-    """cache-dit's `DBCacheConfig`, under its names in the comments, with its defaults.
+    """cache-dit's `DBCacheConfig`, with its defaults; its names are below."""
 
-    Attributes:
-        F: blocks at the start of each list that always run.
-        B: blocks at its end that always run.
-        rdt: relative L1 change below which the middle is skipped.
-        warmup: so many first steps compute.
-        warmup_interval: of the warm-up's steps only each so many-th computes for certain.
-        max_cached: skips in all; -1 for no limit.
-        continuous: skips in a row; -1 for no limit.
-        accumulated: changes read in all, from which on nothing is skipped; 0 for no limit.
-        separate: each guidance branch reads its own change; otherwise the second goes by the first one's.
-    """
-
-    F: int = 8  # Fn_compute_blocks
-    B: int = 0  # Bn_compute_blocks
-    rdt: float = 0.08  # residual_diff_threshold
-    warmup: int = 8  # max_warmup_steps
-    warmup_interval: int = 1
-    max_cached: int = -1  # max_cached_steps
-    continuous: int = -1  # max_continuous_cached_steps
-    accumulated: float = 0.0  # max_accumulated_residual_diff_threshold
-    separate: bool = True  # cfg_diff_compute_separate
+    F: int = 8  #: blocks at the start of each list that always run
+    B: int = 0  #: blocks at its end that always run
+    rdt: float = 0.08  #: relative L1 change below which the middle is skipped
+    warmup: int = 8  #: so many first steps compute
+    warmup_interval: int = 1  #: of the warm-up's steps only each so many-th computes for certain
+    max_cached: int = -1  #: skips in all; -1 for no limit
+    continuous: int = -1  #: skips in a row; -1 for no limit
+    accumulated: float = 0.0  #: changes read in all, from which on nothing is skipped; 0 for no limit
+    separate: bool = True  #: each guidance branch reads its own change; otherwise the second goes by the first one's
 
     def given(self) -> dict[str, Any]:
         """The settings that are not the defaults, and F, B and rdt."""
-        return {
-            field.name: value
-            for field in fields(self)
-            if (value := getattr(self, field.name)) != field.default or field.name in ("F", "B", "rdt")
-        }
+        usual = vars(DualCacheSettings())
+        return {name: value for name, value in vars(self).items() if value != usual[name] or name in ("F", "B", "rdt")}
 
 
 #: Known by name: fast, and careful.
@@ -70,9 +55,7 @@ class DualCacheGate:
 
     def __init__(self, settings: DualCacheSettings) -> None:
         self._settings = settings
-        self._cached = 0
-        self._in_a_row = 0
-        self._sum = 0.0
+        self._cached, self._in_a_row, self._sum = 0, 0, 0.0
 
     def reset(self) -> None:
         self._in_a_row = 0
@@ -96,9 +79,8 @@ class DualCacheGate:
         seen = change()
         if seen > 0:  # not if it is no number
             self._sum += seen
-        if seen < settings.rdt:
-            return Verdict(skip=True, reason="below the threshold", accumulated=self._sum)
-        return Verdict(skip=False, reason="threshold reached", accumulated=self._sum)
+        skip = seen < settings.rdt
+        return Verdict(skip, reason="below the threshold" if skip else "threshold reached", accumulated=self._sum)
 
 
 #: Its own option beside `--teacache dualcache:SETTING`: what stands for its value, and its help.
@@ -129,10 +111,9 @@ class DualCache(Method):
             self.fit(blocks)
 
     def fit(self, blocks: Mapping[str, int]) -> DualCacheSettings:
-        """The settings for these lists of blocks. A preset takes at most all blocks but one of the shortest list.
+        """The settings for these lists of blocks; SettingsError if more are to run than a list has.
 
-        Raises:
-            SettingsError: more blocks are to run than a list has.
+        A preset takes at most all blocks but one of the shortest list.
         """
         shortest = min(blocks, key=lambda name: blocks[name])
         there = blocks[shortest]
@@ -149,18 +130,9 @@ class DualCache(Method):
 
     def cache(self, setup: Setup) -> BlockCache:
         fitted = self.fit(setup.blocks)
-        return BlockCache(
-            partial(DualCacheGate, fitted),
-            setup.blocks,
-            setup.facts,
-            self.order,
-            setup.record,
-            first=fitted.F,
-            last=fitted.B,
-            separate=fitted.separate,
-            stream=setup.stream,
-            branches=setup.branches,
-        )
+        cache = partial(BlockCache, first=fitted.F, last=fitted.B, separate=fitted.separate)
+        cache = partial(cache, stream=setup.stream, branches=setup.branches)
+        return cache(partial(DualCacheGate, fitted), setup.blocks, setup.facts, self.order, setup.record)
 
     def details(self, generation: Generation) -> str:
         """How often lists of blocks were skipped, and the spread of the changes that were read."""
@@ -180,9 +152,8 @@ def parse(setting: str) -> DualCache:
     if setting.lower() in PRESETS:
         return DualCache(PRESETS[setting.lower()], setting.lower())
     if "=" not in setting:
-        raise ArgumentTypeError(
-            f"'{setting}' is neither a preset ({', '.join(PRESETS)}) nor of the form F=8,B=0,rdt=0.08"
-        )
+        presets = ", ".join(PRESETS)
+        raise ArgumentTypeError(f"'{setting}' is neither a preset ({presets}) nor of the form F=8,B=0,rdt=0.08")
     values: dict[str, Any] = {}
     for pair in setting.split(","):
         key, _, text = pair.strip().partition("=")
@@ -196,26 +167,19 @@ def parse(setting: str) -> DualCache:
     return DualCache(settings, next((name for name, preset in PRESETS.items() if preset == settings), None))
 
 
-#: cache-dit's names of the settings, to ours.
-_ALIASES = {
-    "Fn_compute_blocks": "F",
-    "Fn": "F",
-    "Bn_compute_blocks": "B",
-    "Bn": "B",
-    "residual_diff_threshold": "rdt",
-    "max_warmup_steps": "warmup",
-    "warmup_interval": "warmup_interval",
-    "max_cached_steps": "max_cached",
-    "max_continuous_cached_steps": "continuous",
-    "max_accumulated_residual_diff_threshold": "accumulated",
-    "cfg_diff_compute_separate": "separate",
-}
+#: cache-dit's names of the settings, in the order of ours.
+_THEIRS = (
+    "fn_compute_blocks bn_compute_blocks residual_diff_threshold max_warmup_steps warmup_interval max_cached_steps "
+    "max_continuous_cached_steps max_accumulated_residual_diff_threshold cfg_diff_compute_separate"
+)
 
 _LEAST = {"F": 1, "B": 0, "warmup": 0, "warmup_interval": 1, "max_cached": -1, "continuous": -1}
 
 _FIELDS = tuple(field.name for field in fields(DualCacheSettings))
 
-_NAMES = {name.lower(): name for name in _FIELDS} | {alias.lower(): name for alias, name in _ALIASES.items()}
+_NAMES = (
+    {name.lower(): name for name in _FIELDS} | dict(zip(_THEIRS.split(), _FIELDS, strict=True)) | {"fn": "F", "bn": "B"}
+)
 
 
 def _value(name: str, text: str) -> float | int | bool:

@@ -67,7 +67,7 @@ class LatentsCache(PredictionCache):
         """With or without the latents; as it is where other tokens come with them, as in an edit."""
         return prediction + sign * latents if latents.shape[1:] == prediction.shape[1:] else prediction
 
-    def _note(self, verdict: Verdict, change: float | None = None) -> None:
+    def _note(self, verdict: Verdict, change: float | None = None, *part: Any) -> None:
         super()._note(verdict, self._read)
 
     def kept(self) -> list[mx.array]:
@@ -94,11 +94,9 @@ class EasyCache(Method):
 
     def check_steps(self, steps: int | None) -> None:
         if steps is not None and steps < self.ret_steps + 2:
-            raise SettingsError(
-                f"{self} has nothing to skip in {steps} steps",
-                cause=f"the first {self.ret_steps} and the last one are always computed",
-                hint=f"take at least {self.ret_steps + 2} --steps, or {self},ret_steps=2 for fewer first ones",
-            )
+            cause = f"the first {self.ret_steps} and the last one are always computed"
+            hint = f"take at least {self.ret_steps + 2} --steps, or {self},ret_steps=2 for fewer first ones"
+            raise SettingsError(f"{self} has nothing to skip in {steps} steps", cause=cause, hint=hint)
 
     def gate(self, setup: Setup) -> Gate:
         return TeaCacheGate(setup.facts.steps, self.threshold, guard=(self.ret_steps, 1), most=setup.facts.steps)

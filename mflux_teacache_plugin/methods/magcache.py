@@ -20,15 +20,7 @@ if TYPE_CHECKING:
 
 
 class MagCacheGate:
-    """Reads nothing.
-
-    Args:
-        ratios: of a run of any number of steps; those of this run are the nearest.
-        steps: of this run.
-        threshold: the sum of errors up to which a step is skipped.
-        most: so many steps in a row are skipped at most (K).
-        retention: the share of the run, at its start, that is always computed.
-    """
+    """Reads nothing. The `ratios` are of a run of any number of steps, `steps` is this run's; `most` is K."""
 
     def __init__(self, ratios: Sequence[float], steps: int, threshold: float, most: int, retention: float) -> None:
         scale = (len(ratios) - 1) / max(1, steps - 1)
@@ -69,10 +61,9 @@ class MagCache(Method):
 
     def check(self, variant: "Variant | None", blocks: Mapping[str, int] | None = None) -> None:
         if variant is None or not variant.mag_ratios:
-            raise SettingsError(
-                f"there are no MagCache ratios for {'this model' if variant is None else variant.id}",
-                hint="easycache:0.2 and 1.5x need none; ratios of your own go into a coefficient file, as mag_ratios",
-            )
+            hint = "easycache:0.2 and 1.5x need none; ratios of your own go into a coefficient file, as mag_ratios"
+            whose = "this model" if variant is None else variant.id
+            raise SettingsError(f"there are no MagCache ratios for {whose}", hint=hint)
 
     def gate(self, setup: Setup) -> Gate:
         self.check(setup.variant)

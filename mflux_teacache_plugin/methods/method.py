@@ -8,6 +8,7 @@ import math
 import re
 from argparse import ArgumentTypeError
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
@@ -31,39 +32,26 @@ MAX_THRESHOLD = 2.0
 
 @dataclass(frozen=True)
 class Setup:
-    """What a cache is made for: one generation of one model.
+    """What a cache is made for: one generation of one model."""
 
-    Attributes:
-        facts: what is known before the loop.
-        record: a new record, for the cache to write.
-        variant: the model's numbers, or None.
-        branches: how often the transformer runs within a step at most.
-        condition: see `PredictionCache`.
-        blocks: the transformer's lists of blocks, with how many each has; empty where nobody has said where they are.
-        stream: the keyword under which a block takes the image's tokens.
-    """
-
-    facts: Facts
-    record: Generation
-    variant: "Variant | None" = None
-    branches: int = 1
-    condition: int | None = None
-    blocks: Mapping[str, int] = field(default_factory=dict)
-    stream: str = "hidden_states"
+    facts: Facts  #: what is known before the loop
+    record: Generation  #: a new one, for the cache to write
+    variant: "Variant | None" = None  #: the model's numbers
+    branches: int = 1  #: how often the transformer runs within a step at most
+    condition: int | None = None  #: see `PredictionCache`
+    blocks: Mapping[str, int] = field(default_factory=dict)  #: how many each list has; empty if unknown
+    stream: str = "hidden_states"  #: the keyword under which a block takes the image's tokens
 
 
 @dataclass(frozen=True)
 class Method:
-    """A method with its setting. Subclasses are frozen dataclasses; `str()` gives the text that parses to the same.
+    """A method with its setting. Subclasses are frozen dataclasses; `str()` gives the text that parses to the same."""
 
-    Attributes:
-        forecast: what stands in for a skipped step, a key of `ORDERS`; the method's usual one if it is left out.
-        window: the shares of the run between which steps may be skipped; whatever lies outside is computed.
-        cfg_end: the share of the steps, below 1, that run with guidance; None for all of them.
-    """
-
+    #: What stands in for a skipped step, a key of `ORDERS`; the method's usual one if it is left out.
     forecast: str = field(default="", kw_only=True)
+    #: The shares of the run between which steps may be skipped; whatever lies outside is computed.
     window: tuple[float, float] = field(default=(0.0, 1.0), kw_only=True)
+    #: The share of the steps, below 1, that run with guidance; None for all of them.
     cfg_end: float | None = field(default=None, kw_only=True)
 
     #: Whether it skips steps, so that a run has to be fit for that.
@@ -72,6 +60,8 @@ class Method:
     usual_forecast: ClassVar[str] = "reuse"
     #: What a skipped step is made from: what the step's calls return, or the blocks' residuals.
     keeps: ClassVar[Literal["prediction", "residual"]] = "residual"
+    #: Why no step was skipped, where that follows from the setting.
+    nothing: ClassVar[str] = ""
     #: Whether only a variant with a polynomial will do.
     needs_coefficients: ClassVar[bool] = False
     #: Whether numbers that were made for a relative of the model matter to it.
@@ -124,22 +114,15 @@ class Method:
 
     def with_window(self, text: str) -> Self:
         """The same with a window such as `0.1-0.9`. ArgumentTypeError, with the form, for any other text."""
-        found = re.fullmatch(r"([01]?\.?\d{0,3})-([01]?\.?\d{0,3})", text.strip())
-        try:
-            start, end = (float(share) for share in found.groups()) if found else (1.0, 0.0)
-        except ValueError:
-            start, end = 1.0, 0.0
+        share = r"([01]?\.\d{1,3}|[01]\.|[01]?\d{1,3})"
+        found = re.fullmatch(f"{share}-{share}", text.strip())
+        start, end = map(float, found.groups()) if found else (1.0, 0.0)
         if not 0 <= start < end <= 1:
             raise ArgumentTypeError(f"'@{text}' is no part of a run; write shares between 0 and 1, such as @0.1-0.9")
         return replace(self, window=(start, end))
 
     def check(self, variant: "Variant | None", blocks: Mapping[str, int] | None = None) -> None:
-        """Raise SettingsError, with the fix, if it cannot run on a model.
-
-        Args:
-            variant: the numbers it would run on, or None.
-            blocks: the transformer's lists of blocks; None before the model is loaded.
-        """
+        """Raise SettingsError, with the fix, if it cannot run on these numbers and, once the model is loaded, its blocks."""
 
     def check_steps(self, steps: int | None) -> None:
         """Raise SettingsError, with the fix, if it makes no sense with so many steps; None if they are not known yet."""
@@ -174,6 +157,8 @@ class Method:
 
     def why_nothing(self, generation: Generation, variant: "Variant | None") -> str:
         """Why nothing was skipped, and what would help."""
+        if self.nothing:
+            return self.nothing
         if not generation.changes:
             return "no step's signal could be compared with the step before"
         if variant is not None and variant.distilled:
@@ -195,13 +180,10 @@ def number(text: str, highest: float = MAX_THRESHOLD, example: str = "0.2") -> f
 
 def to_share(text: str) -> float:
     """A share of the steps, for `cfg_end`; ArgumentTypeError, with the fix, for any other text."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 < value <= 1:
-        raise ArgumentTypeError(f"'{text}' is no share of the steps, above 0 and at most 1; try 0.6")
-    return value
+    with suppress(ValueError):
+        if 0 < float(text) <= 1:
+            return float(text)
+    raise ArgumentTypeError(f"'{text}' is no share of the steps, above 0 and at most 1; try 0.6")
 
 
 def to_float(text: str) -> float:
@@ -209,21 +191,20 @@ def to_float(text: str) -> float:
     try:
         return float(text)
     except ValueError:
-        raise ArgumentTypeError(
-            f"'{text}' is neither a number nor a speed-up nor 'auto' nor 'off'; try 0.2 or 1.5x"
-        ) from None
+        fix = "try 0.2 or 1.5x"
+        raise ArgumentTypeError(f"'{text}' is neither a number nor a speed-up nor 'auto' nor 'off'; {fix}") from None
 
 
 def keyed(setting: str, **readers: Callable[[str], Any]) -> tuple[str, dict[str, Any]]:
     """A text such as `0.2,K=3`: what stands first, and the values of the keys given; ArgumentTypeError for other keys."""
     text, *further = [part.strip() for part in setting.split(",")]
-    names = {name.lower(): name for name in readers}
-    given = {}
+    names, given = {name.lower(): name for name in readers}, {}
     for part in further:
         key, equals, value = part.partition("=")
-        if not equals or key.lower() not in names:
+        name = names.get(key.lower())
+        if not equals or name is None:
             raise ArgumentTypeError(f"'{part}' is none of {', '.join(f'{name}=' for name in readers)}")
-        given[names[key.lower()]] = readers[names[key.lower()]](value)
+        given[name] = readers[name](value)
     return text, given
 
 

@@ -2,8 +2,9 @@
 
 A list for 50 steps is followed to the letter in a run of 50 steps. For any other run it says how dense the computed steps
 lie along σ: its first step stands on the run's first, its last on the last, the others at their shares of the way, on
-whatever σ grid the run's sampler has there; and between two listed steps there is one computed step's worth. Lists are compared by how many steps they compute, for that is what can be
-spent along σ: ten steps lie where a list of ten has them, whether the run has 20 steps or 50.
+whatever σ grid the run's sampler has there; and between two listed steps there is one computed step's worth. Lists are
+compared by how many steps they compute, for that is what can be spent along σ: ten steps lie where a list of ten has them,
+whether the run has 20 steps or 50.
 
 Each schedule is the next longer one without one step, so one more step asked for never loses one. Only from one list of
 the run's own number of steps to the next does it not hold: they were not made out of each other.
@@ -52,13 +53,10 @@ def common(lists: Sequence["StepList"]) -> dict[int, list[float]]:
 
 
 def schedule(lists: Sequence["StepList"], facts: "Facts", count: int) -> tuple[int, ...]:
-    """The steps to compute, `count` of the run's, the first and the last among them.
+    """The steps to compute, `count` of the run's (2 or more, unless it has one), the first and the last among them.
 
-    Args:
-        lists: of the model; of two that compute as many the first is followed to the letter, and the mean of their
-            densities elsewhere. Empty for what all have in common.
-        facts: of the run. It may begin late: then the lists' first part is left out.
-        count: 2 or more, unless the run has a single step.
+    The lists are the model's; empty for what all have in common. Of two that compute as many steps the first is followed to the
+    letter, and the mean of their densities elsewhere. Where the run begins late, the lists' first part is left out.
     """
     steps, whole = facts.steps, facts.first + facts.steps
     places = np.arange(facts.first, whole) / max(1, whole - 1)

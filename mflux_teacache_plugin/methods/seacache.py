@@ -45,22 +45,13 @@ def response(length: int, sigma: float, power: float = PICTURE_POWER) -> np.ndar
 
 
 def sea_filter(signal: mx.array, sigma: float, grid: tuple[int, int], power: float = PICTURE_POWER) -> mx.array:
-    """Filter the picture's tokens of a modulated input with the response for sigma along rows and columns.
+    """Filter the picture's tokens of a modulated input with the response for sigma along rows and columns of its grid.
 
     The two-dimensional response is the product of both axes' and has mean 1, since each of them has. At sigma 0 it is 1
     everywhere: the signal stays as it is. Towards sigma 1 only the mean over all tokens is left, times their number.
 
-    Args:
-        signal: (batch, tokens, width); the first rows * columns tokens are the picture row by row, others are dropped.
-        sigma: the share of noise at this step, from 0 to 1.
-        grid: rows and columns of the picture, in tokens.
-        power: the exponent of the picture's spectrum, above 0.
-
-    Returns:
-        (batch, rows * columns, width) float32.
-
-    Raises:
-        ValueError: there are fewer tokens than the grid has.
+    Of `signal`, (batch, tokens, width), the first rows * columns tokens are the picture row by row; others are dropped, so
+    what is returned is (batch, rows * columns, width) float32. ValueError if there are fewer tokens than the grid has.
     """
     rows, columns = grid
     batch, tokens, width = signal.shape

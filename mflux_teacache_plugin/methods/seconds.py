@@ -7,13 +7,12 @@ and so how many more fit into what is left; a speed-up's schedule places them. T
 import math
 import time
 from argparse import ArgumentTypeError
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 import mlx.core as mx
 
-from mflux_teacache_plugin.caching.forecast import ORDERS
-from mflux_teacache_plugin.caching.gate import Change, Facts, Verdict
+from mflux_teacache_plugin.caching.gate import Change, Facts, Gate, Verdict
 from mflux_teacache_plugin.caching.stats import Generation
 from mflux_teacache_plugin.caching.step_cache import Cache, PredictionCache
 from mflux_teacache_plugin.errors import SettingsError
@@ -30,14 +29,11 @@ TOO_SHORT = "the time is too short for the fewest sensible steps, which were mad
 clock = time.perf_counter
 
 
-class TimedGate:
+class TimedGate(Gate):
     """Computes until there is a plan."""
 
     plan: ScheduleGate | None = None
     reason = ""  # of a computed step, where there is more to say than the plan does
-
-    def reset(self) -> None:
-        pass
 
     def __call__(self, step: int, change: Change) -> Verdict:
         if self.plan is None:
@@ -81,6 +77,7 @@ class Seconds(Method):
     seconds: float = 90.0
     usual_forecast: ClassVar[str] = "linear"
     keeps: ClassVar[Literal["prediction", "residual"]] = "prediction"
+    nothing: ClassVar[str] = "the time suffices for every step"
 
     @property
     def setting(self) -> str:
@@ -88,15 +85,15 @@ class Seconds(Method):
 
     def fewest(self, steps: int) -> int:
         """So many of the steps are computed however short the time is."""
-        return max(ORDERS[self.forecast] + 2, math.ceil(steps / MAX_SPEEDUP))
+        return max(self.order + 2, math.ceil(steps / MAX_SPEEDUP))
 
     def check_steps(self, steps: int | None) -> None:
         if steps is not None and steps < LEAST_STEPS:
-            raise SettingsError(
-                f"{steps} steps at {self} cannot be met",
-                cause="so few steps are large ones, of which none can be skipped",
-                hint=f"take at least {LEAST_STEPS} --steps",
+            cause, hint = (
+                "so few steps are large ones, of which none can be skipped",
+                f"take at least {LEAST_STEPS} --steps",
             )
+            raise SettingsError(f"{steps} steps at {self} cannot be met", cause=cause, hint=hint)
 
     def schedule(self, count: int, variant: "Variant | None", facts: Facts) -> tuple[int, ...]:
         """So many steps, the first two among them, as the speed-up that takes as many has them."""
@@ -116,16 +113,11 @@ class Seconds(Method):
     def recorded(self, generation: Generation) -> str:
         skipped = {decision.step for decision in generation.decisions if decision.skipped}
         computed = tuple(step for step in range(generation.steps) if step not in skipped)
-        return str(
-            Steps(computed, **{each.name: getattr(self, each.name) for each in fields(Method)} | {"window": (0.0, 1.0)})
-        )
+        return str(Steps(computed, forecast=self.forecast, cfg_end=self.cfg_end))
 
     def details(self, generation: Generation) -> str:
         short = any(decision.reason == TOO_SHORT for decision in generation.decisions)
         return TOO_SHORT if short else ""
-
-    def why_nothing(self, generation: Generation, variant: "Variant | None") -> str:
-        return "the time suffices for every step"
 
 
 def parse(setting: str) -> Seconds:

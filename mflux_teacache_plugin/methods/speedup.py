@@ -13,9 +13,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
 
-from mflux_teacache_plugin.caching.forecast import ORDERS
 from mflux_teacache_plugin.caching.gate import Change, Facts, Gate, Verdict
-from mflux_teacache_plugin.caching.stats import Generation
 from mflux_teacache_plugin.errors import SettingsError
 from mflux_teacache_plugin.methods import published
 from mflux_teacache_plugin.methods.method import Method, Setup, plain, to_float
@@ -53,21 +51,16 @@ def outside(profile: "Profile", facts: Facts) -> str:
     sigmas = np.interp([step / whole for step in range(facts.first, whole)], [*recorded, 1.0], [*profile.sigma, 0.0])
     if np.abs(sigmas - facts.sigmas).max() > SAME_SIGMA:
         found.append("other sigmas")
-    if (
-        profile.guidance
-        and facts.guidance
-        and not 1 / SAME_GUIDANCE <= facts.guidance / profile.guidance <= SAME_GUIDANCE
-    ):
-        found.append(f"guidance {facts.guidance:g}, not {profile.guidance:g}")
+    ours, recorded_at = facts.guidance, profile.guidance
+    if ours and recorded_at and not 1 / SAME_GUIDANCE <= ours / recorded_at <= SAME_GUIDANCE:
+        found.append(f"guidance {ours:g}, not {recorded_at:g}")
     return f"outside what was recorded: {', '.join(found)}" if found else ""
 
 
 def expected_changes(knots: Sequence[float], accumulated: Sequence[float], sigmas: Sequence[float]) -> list[float]:
     """The change expected from each of the steps at `sigmas` (falling) to the next: one fewer than sigmas.
 
-    Args:
-        knots: a profile's σ, falling.
-        accumulated: the output's relative L1 change since the first knot, at each knot; never falls.
+    `accumulated` is a profile's: the output's relative L1 change since the first of its `knots`, which are σ and fall.
     """
     low_to_high, values, at = np.array(knots[::-1]), np.array(accumulated[::-1]), np.array(sigmas)
     reached = np.interp(at, low_to_high, values)
@@ -87,11 +80,7 @@ def spread(changes: Sequence[float], computed: int, lead: int = 1) -> tuple[int,
     """The steps to compute, `computed` of them, the first `lead` and the last always among them.
 
     Of all schedules the largest change from a computed step to the last step that reuses it is least; of those that
-    share it, the one whose squares add up to least.
-
-    Args:
-        changes: the change expected from each step to the next, not negative; one fewer than there are steps.
-        computed: between lead + 1 and the number of steps, or 1 where there is one step.
+    share it, the one whose squares add up to least. `changes` are those expected from each step to the next, not negative.
     """
     if lead > 1:
         before = lead - 1
@@ -102,25 +91,21 @@ def spread(changes: Sequence[float], computed: int, lead: int = 1) -> tuple[int,
     reached = np.concatenate([[0.0], np.cumsum(changes)])
     # cost[i, j]: what accumulates if i and j are computed and no step between them; infinite unless i < j
     cost = np.full((steps, steps), np.inf)
-    for i in range(steps):
-        cost[i, i + 1 :] = reached[i:-1] - reached[i]
+    i, j = np.triu_indices(steps, 1)
+    cost[i, j] = reached[j - 1] - reached[i]
     largest = published.path_of_least(cost, computed, np.maximum)[0]
     return published.path_of_least(np.where(cost <= largest * (1 + 1e-9), cost**2, np.inf), computed, np.add)[1]
 
 
-class ScheduleGate:
+class ScheduleGate(Gate):
     """Compute these steps, skip the others."""
 
     def __init__(self, computed: Sequence[int]) -> None:
         self.computed = frozenset(computed)
 
-    def reset(self) -> None:
-        pass
-
     def __call__(self, step: int, change: Change) -> Verdict:
-        if step in self.computed:
-            return Verdict(skip=False, reason="in the schedule")
-        return Verdict(skip=True, reason="not in the schedule")
+        skip = step not in self.computed
+        return Verdict(skip, reason="not in the schedule" if skip else "in the schedule")
 
 
 @dataclass(frozen=True)
@@ -131,6 +116,7 @@ class Speedup(Method):
     least: int = field(default=LEAST_STEPS, kw_only=True, compare=False)
     usual_forecast: ClassVar[str] = "linear"
     keeps: ClassVar[Literal["prediction", "residual"]] = "prediction"
+    nothing: ClassVar[str] = "the speed-up leaves no step out; ask for a higher one"
 
     @property
     def setting(self) -> str:
@@ -143,26 +129,21 @@ class Speedup(Method):
         return replace(self, least=min([FEW_STEPS, *recorded]))
 
     def check_steps(self, steps: int | None) -> None:
-        if steps is not None and LEAST_STEPS <= steps < self.least:
-            raise SettingsError(
-                f"{steps} steps are few, and nobody has shown which of them this model can spare",
-                hint=f"ask for it, such as --teacache {self}, and look at the pictures",
-            )
-        least = ORDERS[self.forecast] + 2  # the points that a forecast is drawn through, and the last step
+        if steps is None:
+            return
+        if LEAST_STEPS <= steps < self.least:
+            few = f"{steps} steps are few, and nobody has shown which of them this model can spare"
+            raise SettingsError(few, hint=f"ask for it, such as --teacache {self}, and look at the pictures")
+        least = self.order + 2  # the points that a forecast is drawn through, and the last step
         enough = max(LEAST_STEPS, math.ceil(least * self.factor - 1e-9))
-        if steps is not None and steps < enough:
-            raise SettingsError(
-                f"{steps} steps at {self} cannot be met",
-                cause=f"the first and the last step are always computed, {least} at least in all",
-                hint=f"take at least {enough} --steps, or a smaller speed-up",
-            )
+        if steps < enough:
+            cause = f"the first and the last step are always computed, {least} at least in all"
+            hint = f"take at least {enough} --steps, or a smaller speed-up"
+            raise SettingsError(f"{steps} steps at {self} cannot be met", cause=cause, hint=hint)
 
     def notes(self, variant: "Variant | None", name: str) -> Sequence[str]:
-        if variant is not None:
-            return ()
-        return (
-            f"there are no coefficients for {name}, so {self} computes the steps that published schedules of other models share",
-        )
+        shared = f"so {self} computes the steps that published schedules of other models share"
+        return (f"there are no coefficients for {name}, {shared}",) if variant is None else ()
 
     def gate(self, setup: Setup) -> Gate:
         self.check_steps(setup.facts.steps)
@@ -179,12 +160,8 @@ class Speedup(Method):
             return published.schedule(lists, facts, count)
         # The first steps decide the layout: on the demo model it costs more to skip one of them than any profile says. So
         # the points that a forecast is drawn through are computed first, and one more.
-        order = ORDERS[self.forecast]
-        lead = min(order + 2, max(1, count // 4)) if order else 1
+        lead = min(self.order + 2, max(1, count // 4)) if self.order else 1
         return spread(expected_changes(profile.sigma, profile.change, facts.sigmas), count, lead)
-
-    def why_nothing(self, generation: Generation, variant: "Variant | None") -> str:
-        return "the speed-up leaves no step out; ask for a higher one"
 
 
 def parse(setting: str) -> Speedup:

@@ -4,17 +4,13 @@ from argparse import ArgumentTypeError
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from mflux_teacache_plugin.caching.gate import Gate
-from mflux_teacache_plugin.caching.stats import Generation
 from mflux_teacache_plugin.checks import parse_steps
 from mflux_teacache_plugin.errors import SettingsError
 from mflux_teacache_plugin.methods.method import Method, Setup
 from mflux_teacache_plugin.methods.speedup import ScheduleGate
-
-if TYPE_CHECKING:
-    from mflux_teacache_plugin.variants import Variant
 
 
 def as_text(steps: Sequence[int]) -> str:
@@ -31,6 +27,7 @@ class Steps(Method):
     uses_numbers: ClassVar[bool] = False
     usual_forecast: ClassVar[str] = "linear"
     keeps: ClassVar[Literal["prediction", "residual"]] = "prediction"
+    nothing: ClassVar[str] = "the list leaves no step out"
 
     @property
     def setting(self) -> str:
@@ -38,18 +35,14 @@ class Steps(Method):
 
     def check_steps(self, steps: int | None) -> None:
         if steps is not None and steps <= self.computed[-1]:
-            raise SettingsError(
-                f"{self} does not fit a run of {steps} steps",
-                cause=f"its last step is {self.computed[-1]}, and the run's is {steps - 1}; steps count from 0",
-                hint=f"take {self.computed[-1] + 1} --steps, or a list for {steps}",
-            )
+            last = self.computed[-1]
+            cause = f"its last step is {last}, and the run's is {steps - 1}; steps count from 0"
+            hint = f"take {last + 1} --steps, or a list for {steps}"
+            raise SettingsError(f"{self} does not fit a run of {steps} steps", cause=cause, hint=hint)
 
     def gate(self, setup: Setup) -> Gate:
         self.check_steps(setup.facts.steps)
         return ScheduleGate(self.computed)
-
-    def why_nothing(self, generation: Generation, variant: "Variant | None") -> str:
-        return "the list leaves no step out"
 
 
 def parse(setting: str) -> Steps:

@@ -7,6 +7,7 @@ arXiv 2411.19108; ali-vilab/TeaCache at 7c10efc, `TeaCache4FLUX`). This file res
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import TYPE_CHECKING, ClassVar
 
 from mflux_teacache_plugin.caching.gate import Change, Gate, Verdict
@@ -26,47 +27,29 @@ ABOVE_RANGE = "above the fitted range"
 IDENTITY = (1.0, 0.0)
 
 
+@dataclass(eq=False)
 class TeaCacheGate:
-    """Accumulate the estimated change of the output, and compute when it reaches the threshold.
+    """Accumulate the estimated change of the output, and compute when it reaches the threshold."""
 
-    Args:
-        steps: the active steps.
-        threshold: the accumulated estimate from which a step is computed.
-        polynomial: coefficients, highest power first; maps the signal's change between neighbouring steps to the output's.
-        fitted_range: the changes that the polynomial was fitted on. Below it the change counts as the lower end;
-            above it the polynomial says nothing, so the step is computed.
-        guard: so many first and last steps always compute.
-        most: so many steps in a row are skipped at most.
-    """
+    steps: int  #: the active ones
+    threshold: float  #: the accumulated estimate from which a step is computed
+    #: Coefficients, highest power first; maps the signal's change between neighbouring steps to the output's.
+    polynomial: Sequence[float] = IDENTITY
+    #: The changes that the polynomial was fitted on. Below it the change counts as the lower end; above it the polynomial
+    #: says nothing, so the step is computed.
+    fitted_range: tuple[float, float] | None = None
+    guard: tuple[int, int] = (1, 1)  #: so many first and last steps always compute
+    most: int = MAX_CONSECUTIVE_SKIPS  #: so many steps in a row are skipped at most
 
-    def __init__(
-        self,
-        steps: int,
-        threshold: float,
-        polynomial: Sequence[float] = IDENTITY,
-        fitted_range: tuple[float, float] | None = None,
-        guard: tuple[int, int] = (1, 1),
-        most: int = MAX_CONSECUTIVE_SKIPS,
-    ) -> None:
-        self.steps = steps
-        self.threshold = threshold
-        self.polynomial = tuple(polynomial)
-        self.fitted_range = fitted_range
-        self.guard = guard
-        self.most = most
-        self._accumulated = 0.0
-        self._skips_in_a_row = 0
+    def __post_init__(self) -> None:
+        self.reset()
 
     def reset(self) -> None:
-        self._accumulated = 0.0
-        self._skips_in_a_row = 0
+        self._accumulated, self._skips_in_a_row = 0.0, 0
 
     def estimate(self, change: float) -> float:
         """The polynomial at `change`, by Horner's rule."""
-        value = 0.0
-        for coefficient in self.polynomial:
-            value = value * change + coefficient
-        return value
+        return reduce(lambda value, coefficient: value * change + coefficient, self.polynomial, 0.0)
 
     def __call__(self, step: int, change: Change) -> Verdict:
         first, last = self.guard
@@ -92,9 +75,9 @@ class TeaCacheGate:
         return Verdict(skip=True, reason="below the threshold", accumulated=self._accumulated)
 
     def _compute(self, reason: str, forget: bool = False) -> Verdict:
-        verdict = Verdict(skip=False, reason=reason, accumulated=self._accumulated, forget=forget)
+        accumulated = self._accumulated
         self.reset()
-        return verdict
+        return Verdict(skip=False, reason=reason, accumulated=accumulated, forget=forget)
 
 
 @dataclass(frozen=True)
@@ -114,10 +97,9 @@ class TeaCache(Method):
 
     def check(self, variant: "Variant | None", blocks: Mapping[str, int] | None = None) -> None:
         if variant is None or variant.polynomial is None:
-            raise SettingsError(
-                f"there are no coefficients for a threshold on {'this model' if variant is None else variant.id}",
-                hint="ask for a speed-up instead, such as 1.5x, or fit them: mflux-teacache calibrate -- COMMAND",
-            )
+            whose = "this model" if variant is None else variant.id
+            hint = "ask for a speed-up instead, such as 1.5x, or fit them: mflux-teacache calibrate -- COMMAND"
+            raise SettingsError(f"there are no coefficients for a threshold on {whose}", hint=hint)
 
     def gate(self, setup: Setup) -> Gate:
         variant = setup.variant

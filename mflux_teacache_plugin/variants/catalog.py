@@ -24,19 +24,12 @@ ORIGINS = ("option", "environment", "user", "model", "plugin", "package")
 
 @dataclass(frozen=True)
 class ModelIdentity:
-    """What a loaded model is called.
+    """What a loaded model is called: mflux's `model_config`, and where the weights come from."""
 
-    Attributes:
-        source: the path or repo given for the weights; None where a name of mflux's registry was given.
-        name: mflux's `model_config.model_name`.
-        base: mflux's `model_config.base_model`; set only on a config that mflux derived for a custom checkpoint.
-        aliases: mflux's `model_config.aliases`; a derived config has those of its base.
-    """
-
-    source: str | None
-    name: str | None
-    base: str | None = None
-    aliases: tuple[str, ...] = ()
+    source: str | None  #: the path or repo given for the weights; None where a name of mflux's registry was given
+    name: str | None  #: `model_name`
+    base: str | None = None  #: `base_model`; set only on a config that mflux derived for a custom checkpoint
+    aliases: tuple[str, ...] = ()  #: a derived config has those of its base
 
 
 @dataclass(frozen=True)
@@ -68,74 +61,51 @@ class Match:
 
 @dataclass
 class Catalog:
-    """All variants that can be used.
+    """All variants that can be used."""
 
-    Attributes:
-        user_folder: where the user's own files belong.
-        variants: id → the entry that wins.
-        shadowed: id → the entries that it hides, strongest first; ids with none are absent.
-        problems: files that cannot be used; empty unless the catalog was loaded with `strict=False`.
-        explicit: the entry of the one file that the option named; it is used whatever the model is called.
-    """
-
-    user_folder: Path
-    variants: dict[str, Entry] = field(default_factory=dict)
-    shadowed: dict[str, list[Entry]] = field(default_factory=dict)
-    problems: list[VariantFileError] = field(default_factory=list)
-    explicit: Entry | None = None
+    user_folder: Path  #: where the user's own files belong
+    variants: dict[str, Entry] = field(default_factory=dict)  #: id → the entry that wins
+    shadowed: dict[str, list[Entry]] = field(default_factory=dict)  #: id → the entries that it hides, strongest first
+    problems: list[VariantFileError] = field(
+        default_factory=list
+    )  #: unusable files; empty unless loaded with strict=False
+    explicit: Entry | None = None  #: of the one file that the option named; it is used whatever the model is called
 
     def match(self, identity: ModelIdentity, adapters: Collection[str]) -> Match | None:
         """The variant for a loaded model, or None.
 
         The better fit wins (`_fit`); of equal fits the one from the stronger origin, then one that names the model over
-        one that only names it as related, then the longer name.
-
-        Args:
-            identity: what the model is called.
-            adapters: the adapters that can serve the model; other variants are not looked at.
-
-        Raises:
-            UnsupportedModelError: the option named one file, and that is for another adapter.
+        one that only names it as related, then the longer name. Variants for other than these adapters are not looked at;
+        UnsupportedModelError if the option named a file that is for another.
         """
         if self.explicit is not None:
             variant, origin = self.explicit.variant, self.explicit.origin
             if variant.adapter not in adapters:
-                raise UnsupportedModelError(
-                    f"{variant.path} does not fit this model",
-                    cause=f"its adapter is {variant.adapter}; the model works with {' or '.join(sorted(adapters))}",
-                    hint="name another file, or none to let the model's name decide",
-                )
+                cause = f"its adapter is {variant.adapter}; the model works with {' or '.join(sorted(adapters))}"
+                hint = "name another file, or none to let the model's name decide"
+                raise UnsupportedModelError(f"{variant.path} does not fit this model", cause=cause, hint=hint)
             return Match(variant, origin, exact=_fit(variant, identity)[0] == _EXACT)
-        fits = [
-            (grade, -ORIGINS.index(entry.origin), direct, length, entry)
-            for entry in self.variants.values()
-            if entry.variant.adapter in adapters
-            for grade, direct, length in [_fit(entry.variant, identity)]
-            if grade
-        ]
-        if not fits:
-            return None
-        grade, *_, entry = max(fits, key=lambda fit: fit[:4])
-        return Match(entry.variant, entry.origin, exact=grade == _EXACT)
+        best, best_fit = None, (0, 0, False, 0)
+        for entry in self.variants.values():
+            grade, direct, length = _fit(entry.variant, identity)
+            fit = (grade, -ORIGINS.index(entry.origin), direct, length)
+            if grade and entry.variant.adapter in adapters and (best is None or fit > best_fit):
+                best, best_fit = entry, fit
+        return None if best is None else Match(best.variant, best.origin, exact=best_fit[0] == _EXACT)
 
     def by_id(self, id: str) -> Match:
         """The variant of that id, for whatever model. Raises UnsupportedModelError naming those there are."""
         if id not in self.variants:
-            raise UnsupportedModelError(
-                f"there is no variant '{id}'",
-                hint=f"known are {', '.join(sorted(self.variants))}; see mflux-teacache variants",
-            )
+            hint = f"known are {', '.join(sorted(self.variants))}; see mflux-teacache variants"
+            raise UnsupportedModelError(f"there is no variant '{id}'", hint=hint)
         entry = self.variants[id]
         return Match(entry.variant, entry.origin, exact=True)
 
     def match_with(self, beside: Variant, identity: ModelIdentity, adapters: Collection[str]) -> Match | None:
         """As `match`, with a variant that lies beside the model's weights: after the user's own, before others."""
         match = self.match(identity, adapters)
-        if beside.adapter not in adapters:
-            return match
-        if match is not None and ORIGINS.index(match.origin) < ORIGINS.index("model"):
-            return match
-        return Match(beside, "model", exact=True)
+        stronger = match is not None and ORIGINS.index(match.origin) < ORIGINS.index("model")
+        return match if stronger or beside.adapter not in adapters else Match(beside, "model", exact=True)
 
 
 def beside_model(source: str) -> Path | None:
@@ -215,16 +185,10 @@ def load_catalog(
 ) -> Catalog:
     """Read every coefficient file on the search path.
 
-    Args:
-        explicit: the file or folder that the option names.
-        contributed: variants, files and folders from other plugins.
-        environ: the environment to read `ENVIRONMENT_VARIABLE` from.
-        strict: raise what cannot be used. False keeps it in `Catalog.problems`, for listings only: a catalog with
-            problems may hold other numbers than the user meant.
-
-    Raises:
-        VariantFileError: a file cannot be used, a path that was named does not exist or holds no file, or an origin has
-            the same id twice.
+    `explicit` is the file or folder that the option names; other plugins contributed the variants, files and folders.
+    VariantFileError if a file cannot be used, a path that was named does not exist or holds no file, or an origin has the same
+    id twice. Without `strict` that is kept in `Catalog.problems`, for listings only: such a catalog may hold other numbers
+    than the user meant.
     """
     catalog = Catalog(user_folder())
     sources: dict[str, list[Variant | Path]] = {
@@ -247,22 +211,14 @@ def _add_origin(catalog: Catalog, origin: str, sources: Iterable[Variant | Path]
     found: dict[str, Variant] = {}
     for variant in _variants(sources, catalog.problems, may_be_empty=origin == "user"):
         if variant.id in found:
-            places = [str(each.path or "a variant made in Python") for each in (found[variant.id], variant)]
-            catalog.problems.append(
-                VariantFileError(
-                    f'the id "{variant.id}" is there twice',
-                    cause="\n".join(places),
-                    hint="remove or rename one of them",
-                )
-            )
+            places = "\n".join(str(each.path or "a variant made in Python") for each in (found[variant.id], variant))
+            twice, hint = f'the id "{variant.id}" is there twice', "remove or rename one of them"
+            catalog.problems.append(VariantFileError(twice, cause=places, hint=hint))
             continue
         found[variant.id] = variant
-    for variant in found.values():
         entry = Entry(variant, origin)
-        if variant.id in catalog.variants:
+        if catalog.variants.setdefault(variant.id, entry) is not entry:
             catalog.shadowed.setdefault(variant.id, []).append(entry)
-        else:
-            catalog.variants[variant.id] = entry
 
 
 def _variants(
@@ -277,9 +233,8 @@ def _variants(
         path = Path(source).expanduser()
         files = sorted(path.glob("*.toml")) if path.is_dir() else [path]
         if not files and not may_be_empty:
-            problems.append(
-                VariantFileError(f"{path} holds no coefficient file", hint="name a .toml file or a folder of them")
-            )
+            hint = "name a .toml file or a folder of them"
+            problems.append(VariantFileError(f"{path} holds no coefficient file", hint=hint))
         for file in files:
             # A file that is named by itself and through its folder is one file.
             if (real := file.resolve()) in seen:
@@ -294,8 +249,6 @@ def _variants(
 def _one_error(problems: list[VariantFileError]) -> VariantFileError:
     if len(problems) == 1:
         return problems[0]
-    return VariantFileError(
-        f"{len(problems)} problems with coefficient files",
-        cause="\n".join(filter(None, (line for problem in problems for line in (problem.error, problem.cause)))),
-        hint="mflux-teacache doctor shows every file and where it was found",
-    )
+    cause = "\n".join(filter(None, (line for problem in problems for line in (problem.error, problem.cause))))
+    hint = "mflux-teacache doctor shows every file and where it was found"
+    return VariantFileError(f"{len(problems)} problems with coefficient files", cause=cause, hint=hint)

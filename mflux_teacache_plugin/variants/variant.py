@@ -70,12 +70,10 @@ class Variant:
     `polynomial` (five coefficients, highest power first) maps the relative L1 change of the signal between two steps to
     the estimated relative change of the output; both are dimensionless. `range` is the span of signal changes that the
     fit saw, `threshold` the accumulated estimate from which a step is computed. `profile` and `step_lists` place steps
-    without a signal, and so do `mag_ratios`, MagCache's growth of the residual from step to step. `recommended` is the method that `auto` means; without it, it is the threshold, or a speed-up of
-    1.5x where there is none. `models` names what the numbers are for (repo ids or mflux names), `related` what they may
-    serve uncalibrated. `path` is the file, None for a variant made in Python.
-
-    Raises:
-        VariantFileError: a value breaks the schema; one error names all of them.
+    without a signal, and so do `mag_ratios`, MagCache's growth of the residual from step to step. `recommended` is the method
+    that `auto` means; without it, it is the threshold, or a speed-up of 1.5x where there is none. `models` names what the
+    numbers are for (repo ids or mflux names), `related` what they may serve uncalibrated. `path` is the file, None for a
+    variant made in Python. A VariantFileError names all that breaks the schema.
     """
 
     id: str = key_field(checks.identifier, 'id = "my-finetune"')
@@ -87,7 +85,7 @@ class Variant:
     )
     range: tuple[float, float] | None = key_field(checks.span, "range = [0.03, 0.22]", default=None)
     threshold: float | None = key_field(checks.threshold, "threshold = 0.2", default=None)
-    profile: Profile | None = key_field(  # noqa: RUF009 – a field like the others
+    profile: Profile | None = key_field(  # noqa: RUF009
         checks.table(Profile), "a section [profile] with sigma and change", default=None
     )
     step_lists: tuple[StepList, ...] = key_field(
@@ -95,14 +93,10 @@ class Variant:
     )
     mag_ratios: tuple[float, ...] | None = key_field(checks.ratios, "mag_ratios = [1.0, 1.21, 1.12]", default=None)
     recommended: str | None = key_field(checks.text, 'recommended = "2x"', default=None)
-    guard: Guard = key_field(  # noqa: RUF009 – a field like the others
-        checks.table(Guard), "guard = { first = 1, last = 1 }", default=Guard()
-    )
+    guard: Guard = key_field(checks.table(Guard), "guard = { first = 1, last = 1 }", default=Guard())  # noqa: RUF009
     distilled: bool = key_field(checks.flag, "distilled = true", default=False)
     weights_licence: str = key_field(checks.text, 'weights_licence = "Apache-2.0"')
-    provenance: Provenance = key_field(  # noqa: RUF009
-        checks.table(Provenance), 'a section [provenance] with source = "..."'
-    )
+    provenance: Provenance = key_field(checks.table(Provenance), 'a section [provenance] with source = "..."')  # noqa: RUF009
     path: Path | None = dataclasses.field(default=None, compare=False)
 
     def __post_init__(self) -> None:
@@ -131,33 +125,22 @@ class Variant:
 
 def _judge_as_a_whole(values: dict[str, Any], problems: Problems) -> None:
     """What no key shows by itself."""
-    if (values.get("polynomial") is None) != (values.get("threshold") is None):
-        there, missing = (
-            ("threshold", "polynomial") if values.get("polynomial") is None else ("polynomial", "threshold")
-        )
+    there, missing = sorted(("polynomial", "threshold"), key=lambda key: values.get(key) is None)
+    if (values.get(there) is None) != (values.get(missing) is None):
         problems.add(missing, f"missing, though there is a {there}", "give both or neither")
     profile = values.get("profile")
     if profile is not None and len(profile.sigma) != len(profile.change):
-        problems.add(
-            "profile.change",
-            f"{len(profile.change)} values for {len(profile.sigma)} of sigma",
-            "give as many of one as of the other",
-        )
+        what = f"{len(profile.change)} values for {len(profile.sigma)} of sigma"
+        problems.add("profile.change", what, "give as many of one as of the other")
     for index, published in enumerate(values.get("step_lists") or ()):
-        if published.computed[-1] != published.steps - 1 or published.computed[0] != 0:
-            problems.add(
-                f"step_lists[{index}].computed",
-                f"goes from {published.computed[0]} to {published.computed[-1]}",
-                f"compute the first and the last of {published.steps} steps, 0 and {published.steps - 1}",
-            )
+        first, last = published.computed[0], published.computed[-1]
+        if last != published.steps - 1 or first != 0:
+            fix = f"compute the first and the last of {published.steps} steps, 0 and {published.steps - 1}"
+            problems.add(f"step_lists[{index}].computed", f"goes from {first} to {last}", fix)
 
 
 def read_variant(path: Path) -> Variant:
-    """Read one coefficient file.
-
-    Raises:
-        VariantFileError: the file cannot be read, is not TOML, or breaks the schema; one error names all its problems.
-    """
+    """Read one coefficient file. VariantFileError, with all its problems, if it is no TOML or breaks the schema."""
     data = read_toml(path)
     problems = Problems()
     schema = data.pop("schema", None)
@@ -177,9 +160,6 @@ def read_variant(path: Path) -> Variant:
     if values.get("id") and values["id"] != path.stem and path.name != BESIDE_MODEL:
         problems.add("id", f'"{values["id"]}" is not the name of the file', "rename the file or change the id")
     if problems:
-        raise VariantFileError(
-            f"{path} is not a usable coefficient file",
-            cause="\n".join(problems),
-            hint="docs/coefficient-files.md lists every key",
-        )
+        cause, hint = "\n".join(problems), "docs/coefficient-files.md lists every key"
+        raise VariantFileError(f"{path} is not a usable coefficient file", cause=cause, hint=hint)
     return Variant(**values, path=path)
