@@ -121,7 +121,7 @@ def test_every_command_takes_a_speed_up_or_says_why_not(command, run):
         ("mflux-generate-qwen-2.1-edit", "--use-step-cache", "mflux's own step cache"),
         ("mflux-generate-fibo2", "--teacache-ratio 0.3", "mflux's own step cache"),
         ("mflux-generate-moss-image", "--step-cache-ratio 0.3", "mflux's own step cache"),
-        ("mflux-generate-lens", "--teacache 0.2", "nobody has said where"),
+        ("mflux-generate-fibo2", "--teacache 0.2", "nobody has said where"),
         ("mflux-generate-z-image", "--dualcache aggressive --teacache off", ""),
     ],
 )
