@@ -16,7 +16,7 @@ _PIPELINES, _FLUX2, _QWEN = (f"{_MODELS}.{family}.variants" for family in ("flux
 
 
 def refuse_noise(model_config: Any | None, options: Mapping[str, Any]) -> str | None:
-    """Krea 2 and Anima: every other sampler than euler, also the one they take unasked, adds noise between the steps."""
+    """Krea 2 and Anima: every other sampler than euler, also their default, adds noise between the steps."""
     if options.get("scheduler", "euler") == "euler":
         return None
     return "its sampler er_sde adds noise between the steps; --scheduler euler adds none"
