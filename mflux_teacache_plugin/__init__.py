@@ -21,14 +21,8 @@ if TYPE_CHECKING:
 __all__ = ["Handle", "TeaCacheError", "Variant", "__version__", "apply_teacache", "hookimpl", "read_variant"]
 
 # Importing this package must stay cheap: the start-up file does it in every Python process.
-_HOMES = {
-    "Handle": "apply",
-    "TeaCacheError": "errors",
-    "Variant": "variants",
-    "apply_teacache": "apply",
-    "hookimpl": "host.specs",
-    "read_variant": "variants",
-}
+_HOMES = {"Handle": "apply", "apply_teacache": "apply", "TeaCacheError": "errors", "hookimpl": "host.specs"}
+_HOMES |= {"Variant": "variants", "read_variant": "variants"}
 
 
 def load_ipython_extension(ipython: "Any") -> None:

@@ -29,36 +29,10 @@ from mflux_teacache_plugin.host.specs import hookimpl
 from mflux_teacache_plugin.methods.method import Method, Parser, Setup
 from mflux_teacache_plugin.variants import Guard, Profile, Provenance, StepList, Variant, read_variant
 
-__all__ = [
-    "CLASSIFIER_FREE_GUIDANCE",
-    "DISTILLED_GUIDANCE",
-    "Adapter",
-    "AlreadyAppliedError",
-    "BlockCache",
-    "Cache",
-    "Calls",
-    "Change",
-    "ConflictError",
-    "Facts",
-    "Gate",
-    "Generation",
-    "Guard",
-    "Method",
-    "Parser",
-    "PredictionCache",
-    "Profile",
-    "Provenance",
-    "SettingsError",
-    "Setup",
-    "StepCache",
-    "StepList",
-    "SecondCall",
-    "TapPoints",
-    "TeaCacheError",
-    "UnsupportedModelError",
-    "Variant",
-    "VariantFileError",
-    "Verdict",
-    "hookimpl",
-    "read_variant",
-]
+# in the order of the table
+__all__ = ["hookimpl", "Method", "Parser", "Setup", "Gate", "Change", "Verdict", "Facts", "Generation"]
+__all__ += ["Cache", "PredictionCache", "StepCache", "BlockCache", "Calls"]
+__all__ += ["Adapter", "TapPoints", "SecondCall", "DISTILLED_GUIDANCE", "CLASSIFIER_FREE_GUIDANCE"]
+__all__ += ["Variant", "Guard", "Profile", "Provenance", "StepList", "read_variant"]
+__all__ += ["TeaCacheError", "AlreadyAppliedError", "ConflictError", "SettingsError"]
+__all__ += ["UnsupportedModelError", "VariantFileError"]

@@ -27,7 +27,7 @@ from mflux_teacache_plugin.errors import (
 from mflux_teacache_plugin.host import faults
 from mflux_teacache_plugin.host.watch import Observer, watch
 from mflux_teacache_plugin.methods.method import Method, Setup
-from mflux_teacache_plugin.variants import Catalog, Entry, Provenance, Variant
+from mflux_teacache_plugin.variants import Catalog, Entry, Match, Provenance, Variant
 
 _MARK = "_mflux_teacache"
 
@@ -48,12 +48,10 @@ class Handle(Observer):
     """
 
     def __init__(self, model: Any, choice: Choice) -> None:
-        self.method = choice.method
-        self.variant = choice.variant
+        self.method, self.variant, self._adapter = choice.method, choice.variant, choice.adapter
         self.stats = Stats()
         self.coefficients: str | None = None  #: the file that was asked for, recorded in metadata
         self._model = weakref.ref(model)
-        self._adapter = choice.adapter
         self._arguments: Mapping[str, Any] = {}  # of the present call of generate_image
         self._interception: Interception | None = None
         self._cache: Cache | None = None
@@ -134,8 +132,7 @@ class Handle(Observer):
     def loop_end(self, model: Any) -> None:
         self._release()
 
-    def generation_interrupted(self, model: Any) -> None:
-        self._release()
+    generation_interrupted = loop_end
 
     def generation_end(self, model: Any, image: Any | None) -> None:
         self._release()
@@ -217,14 +214,12 @@ def apply_teacache(
 
     Args:
         model: a pipeline, such as `Flux1` or `Flux2Klein`.
-        method: as `--teacache` takes it: "1.5x", "dualcache:aggressive", 0.2, "auto". Default: what the variant
-            recommends.
+        method: as `--teacache` takes it: "1.5x", "dualcache:aggressive", 0.2; None or "auto": what the variant recommends.
         threshold: in (0, 2]; higher skips more. The same as a number for `method`.
         coefficients: a polynomial of your own, five numbers, highest power first.
         range: the changes that `coefficients` were fitted on; without it they hold everywhere.
         variant: a Variant, or the id of a coefficient file. Default: the one that matches the model.
-        cfg_end: the share of the steps, above 0, that run with guidance; the others run on the prompt alone. With "off"
-            for `method` nothing else changes.
+        cfg_end: the share of the steps, above 0, that run with guidance; with "off" for `method` nothing else changes.
 
     Returns:
         A handle, also for `with`: `handle.stats`, `handle.restore()`.
@@ -244,58 +239,38 @@ def apply_teacache(
         files.explicit = Entry(variant, "option")
         variant = None
     if coefficients is not None:
-        files.explicit = Entry(_own(model, files, variant, coefficients, range), "option")
+        files.explicit = Entry(_own(model, files, variant, polynomial=tuple(coefficients), range=range), "option")
         variant = None
         if wanted is None:
             wanted = to_method(files.explicit.variant.threshold)
         elif not wanted.needs_coefficients:
-            raise SettingsError(
-                f"coefficients were given, but {wanted} uses none", hint="give a threshold, such as 0.2"
-            )
+            error = f"coefficients were given, but {wanted} uses none"
+            raise SettingsError(error, hint="give a threshold, such as 0.2")
     try:
         choice = choose.choose(type(model), model.model_config, None, files, method=wanted, cfg_end=cfg_end, id=variant)
-    except ArgumentTypeError as error:
-        raise SettingsError(f"cfg_end: {error}") from None
+    except ArgumentTypeError as fault:
+        raise SettingsError(f"cfg_end: {fault}") from None
     return apply_choice(model, choice)
 
 
-def _own(
-    model: Any,
-    files: Catalog,
-    id: str | None,
-    coefficients: Sequence[float],
-    range: tuple[float, float] | None,
-) -> Variant:
+def _own(model: Any, files: Catalog, id: str | None, **own: Any) -> Variant:
     """The model's variant, or a new one, with coefficients of one's own."""
-    explicit = files.explicit
     serving = choose.serving_adapters(type(model))
-    if explicit is not None:
-        base: Variant | None = explicit.variant
-    else:
-        match = files.by_id(id) if id else files.match(choose.identity(model.model_config, None), serving.keys())
-        base = None if match is None else match.variant
-    own: dict[str, Any] = {"polynomial": tuple(coefficients), "range": range}
-    if base is not None:
-        return base.replace(**own, threshold=base.threshold or DEFAULT_THRESHOLD, recommended=None, path=None)
-    name = model.model_config.model_name
-    return Variant(
-        id="own",
-        adapter=next(iter(serving)),
-        models=(name,),
-        threshold=DEFAULT_THRESHOLD,
-        weights_licence="unknown",
-        provenance=Provenance(source="coefficients given in Python"),
-        **own,
-    )
+    found: Entry | Match | None = files.explicit or (files.by_id(id) if id else None)
+    found = found or files.match(choose.identity(model.model_config, None), serving.keys())
+    if found is not None:
+        threshold = found.variant.threshold or DEFAULT_THRESHOLD
+        return found.variant.replace(**own, threshold=threshold, recommended=None, path=None)
+    own |= {"id": "own", "adapter": next(iter(serving)), "models": (model.model_config.model_name,)}
+    source = Provenance(source="coefficients given in Python")
+    return Variant(**own, threshold=DEFAULT_THRESHOLD, weights_licence="unknown", provenance=source)
 
 
 def apply_choice(model: Any, choice: Choice) -> Handle:
     """Put what was chosen to work. AlreadyAppliedError, ConflictError, or SettingsError if the model has too few blocks."""
     if handle_of(model) is not None:
-        raise AlreadyAppliedError(
-            "TeaCache is already active on this model",
-            hint="call handle.restore() first, or unset MFLUX_TEACACHE if that applied it",
-        )
+        hint = "call handle.restore() first, or unset MFLUX_TEACACHE if that applied it"
+        raise AlreadyAppliedError("TeaCache is already active on this model", hint=hint)
     if getattr(model, "_teacache_handle", None) is not None:  # mlx-teacache's mark on a model that it patched
         raise ConflictError("mlx-teacache is active on this model", hint="call restore() on its handle first")
     if choice.method.needs_taps:
@@ -311,11 +286,12 @@ def _tapped_blocks(model: Any, choice: Choice) -> dict[str, int]:
         Taps(getattr(model, adapter.transformer), adapter.taps).remove()
         return {name: len(blocks) for name, blocks in lists_of_blocks(model, adapter).items()}
     except (AttributeError, IndexError, KeyError, TypeError) as error:
-        raise UnsupportedModelError(
-            f"{choice.method} does not work with this version of mflux",
-            cause=f"the taps of the adapter '{adapter.id}' do not fit {type(model).__name__}: {error}",
-            hint="ask for a speed-up instead, such as 1.5x, which needs no taps; mflux-teacache doctor names tested versions",
-        ) from error
+        what = f"{choice.method} does not work with this version of mflux"
+        cause = f"the taps of the adapter '{adapter.id}' do not fit {type(model).__name__}: {error}"
+        hint = (
+            "ask for a speed-up instead, such as 1.5x, which needs no taps; mflux-teacache doctor names tested versions"
+        )
+        raise UnsupportedModelError(what, cause=cause, hint=hint) from error
 
 
 def to_method(method: Method | str | float | None) -> Method | None:

@@ -25,9 +25,11 @@ from mflux_teacache_plugin.variants import (
     read_variant,
 )
 
+_ANY_MODEL = "ask for a speed-up instead, such as --teacache 1.5x"
+
 
 def registry() -> Registry:
-    """The built-in adapters and those that plugins contribute; the newest plugin's go before others."""
+    """The built-in adapters and those that plugins contribute; the newest plugin's win."""
     contributed = [adapter for adapters in reversed(contributions("mflux_adapters", _adapters)) for adapter in adapters]
     return Registry([*BUILT_IN, *contributed], REFUSED)
 
@@ -40,13 +42,13 @@ def _adapters(contributed: Iterable[Any]) -> list[Adapter]:
 
 
 def catalog(coefficients: Path | None = None, strict: bool = True) -> Catalog:
-    """All coefficient files; `coefficients`, a file or folder, goes before all others."""
+    """All coefficient files; `coefficients`, a file or folder, wins over all others."""
     contributed = [variant for variants in contributions("mflux_variants", list) for variant in variants]
     return load_catalog(coefficients, contributed, strict=strict)
 
 
 def parsers() -> Mapping[str, Parser]:
-    """What makes a method of the text behind `NAME:`, from every plugin; the newest goes before others."""
+    """What makes a method of the text behind `NAME:`, from every plugin; the newest plugin's wins."""
     known: dict[str, Parser] = dict(methods.BUILT_IN)
     for contributed in reversed(contributions("mflux_methods", dict)):
         known.update(contributed)
@@ -66,17 +68,12 @@ def identity(model_config: Any, source: str | None) -> ModelIdentity:
 
 @dataclass(frozen=True)
 class Choice:
-    """What a model will run with.
-
-    Attributes:
-        match: None where no coefficient file is for it and the method needs none.
-        problem: what is wrong with the file beside the model, in a line; None if nothing is.
-    """
+    """What a model will run with."""
 
     adapter: Adapter
     method: Method
-    match: Match | None
-    problem: str | None = None
+    match: Match | None  #: None where no coefficient file is for it and the method needs none
+    problem: str | None = None  #: what is wrong with the file beside the model, in a line
 
     @property
     def variant(self) -> Variant | None:
@@ -100,8 +97,7 @@ def choose(
     Args:
         source: where the weights come from, if not by a name of mflux's.
         method: None for what the variant recommends.
-        forecast: instead of the method's own.
-        cfg_end: instead of the method's own.
+        forecast, cfg_end: instead of the method's own.
         id: of the variant; "" for none, None for the one that matches the model.
         options: of the command or the arguments of `generate_image`, if they are known.
 
@@ -110,15 +106,12 @@ def choose(
         SettingsError: the method cannot run on the variant.
         VariantFileError: what the file recommends is no method.
     """
-    serving = serving_adapters(pipeline)
+    name, serving = pipeline.__name__, serving_adapters(pipeline)
     match, problem = _match(files, model_config, source, serving, id)
     variant = None if match is None else match.variant
     if variant is not None and variant.adapter not in serving:
-        raise UnsupportedModelError(
-            f"the variant {variant.id} does not fit {pipeline.__name__}",
-            cause=f"it is for the adapter '{variant.adapter}'",
-            hint=f"a variant for {' or '.join(sorted(serving))} fits",
-        )
+        what, cause = f"the variant {variant.id} does not fit {name}", f"it is for the adapter '{variant.adapter}'"
+        raise UnsupportedModelError(what, cause=cause, hint=f"a variant for {' or '.join(sorted(serving))} fits")
     adapter = next(iter(serving.values())) if variant is None else serving[variant.adapter]
     if method is None or method.skips:
         check_run(adapter, pipeline, model_config, options)
@@ -131,24 +124,18 @@ def choose(
     if cfg_end is not None:
         method = method.with_cfg_end(cfg_end)
     if method.cfg_end is not None and (reason := why_no_cfg_end(pipeline)) is not None:
-        raise UnsupportedModelError(
-            f"there is no cfg_end for {pipeline.__name__} here", cause=reason, hint="leave it out"
-        )
+        raise UnsupportedModelError(f"there is no cfg_end for {name} here", cause=reason, hint="leave it out")
     if adapter.taps is None and method.needs_taps:
-        raise UnsupportedModelError(
-            f"{method} does not work with {pipeline.__name__} yet",
-            cause="nobody has said where its transformer's signal and blocks are",
-            hint="ask for a speed-up instead, such as --teacache 1.5x",
-        )
+        cause = "nobody has said where its transformer's signal and blocks are"
+        raise UnsupportedModelError(f"{method} does not work with {name} yet", cause=cause, hint=_ANY_MODEL)
     if match is None and method.needs_coefficients:
         name, one = source or model_config.model_name, " or ".join(f'"{id}"' for id in sorted(serving))
-        raise UnsupportedModelError(
-            f"there are no coefficients for {name}",
-            cause=f"the coefficient files serve {', '.join(sorted(files.variants))}",
-            hint="ask for a speed-up instead, such as --teacache 1.5x; or fit them, mflux-teacache calibrate, or write "
-            f'{files.user_folder}/<id>.toml with adapter = {one} and models = ["{name}"]; '
-            "docs/coefficient-files.md shows how",
+        cause = f"the coefficient files serve {', '.join(sorted(files.variants))}"
+        file = f'{files.user_folder}/<id>.toml with adapter = {one} and models = ["{name}"]'
+        hint = (
+            f"{_ANY_MODEL}; or fit them, mflux-teacache calibrate, or write {file}; docs/coefficient-files.md shows how"
         )
+        raise UnsupportedModelError(f"there are no coefficients for {name}", cause=cause, hint=hint)
     method.check(variant)
     return Choice(adapter, method, match, problem)
 
@@ -169,10 +156,8 @@ def _match(
 
 def _beside(source: str) -> tuple[Variant | None, str | None]:
     path = beside_model(source)
-    if path is None:
-        return None, None
     try:
-        return read_variant(path), None
+        return None if path is None else read_variant(path), None
     except VariantFileError as error:
         why = "; ".join((error.cause or "").splitlines())
         return None, f"{error.error}, so it is not used" + (f" ({why})" if why else "")
@@ -181,9 +166,8 @@ def _beside(source: str) -> tuple[Variant | None, str | None]:
 def check_run(adapter: Adapter, pipeline: type, model_config: Any | None, options: Mapping[str, Any]) -> None:
     """Raise UnsupportedModelError or ConflictError where a run with these options cannot skip steps."""
     if adapter.refuses is not None and (reason := adapter.refuses(model_config, options)) is not None:
-        raise UnsupportedModelError(
-            f"{pipeline.__name__} cannot skip steps in this run", cause=reason, hint="run it so, or without TeaCache"
-        )
+        what = f"{pipeline.__name__} cannot skip steps in this run"
+        raise UnsupportedModelError(what, cause=reason, hint="run it so, or without TeaCache")
     ratios = (options.get("step_cache_ratio"), options.get("teacache_ratio"))
     if any(ratio is not None for ratio in ratios) or options.get("use_step_cache"):
         raise ConflictError("mflux's own step cache is asked for too", hint="use either --teacache or mflux's option")
@@ -199,13 +183,10 @@ def why_no_cfg_end(pipeline: type) -> str | None:
 
 
 def active_steps(adapter: Adapter, pipeline: type, args: Any | None) -> int | None:
-    """How many steps of a command call the model, from its options; None if that is not known yet.
-
-    Image to image leaves out the first ones, as mflux's Config has it.
-    """
+    """How many steps of a command call the model (image to image: not the first ones); None if that is not known yet."""
     steps = getattr(args, "steps", None) if adapter.steps is None or args is None else adapter.steps(args)
     strength = getattr(args, "image_strength", None) if getattr(args, "image_path", None) else None
-    if (edited := getattr(args, "strength", None)) is not None:  # Qwen-Image-2.1's edit: how much is made anew
+    if (edited := getattr(args, "strength", None)) is not None:  # Qwen-Image-2.1's edit: how much is made new
         strength = 1 - edited
     if steps is None or strength is None or strength <= 0 or pipeline_name(pipeline) in adapter.takes_all_steps:
         return steps
@@ -214,19 +195,13 @@ def active_steps(adapter: Adapter, pipeline: type, args: Any | None) -> int | No
 
 def serving_adapters(pipeline: type) -> dict[str, Adapter]:
     """The adapters for a pipeline class, by id. Raises UnsupportedModelError if there are none."""
-    adapters = registry()
+    adapters, name, hint = registry(), pipeline.__name__, "run it without TeaCache"
     if (reason := adapters.refusal(pipeline)) is not None:
-        raise UnsupportedModelError(
-            f"{pipeline.__name__} cannot skip steps", cause=reason, hint="run it without TeaCache"
-        )
-    serving = adapters.serving(pipeline)
-    if not serving:
-        raise UnsupportedModelError(
-            f"{pipeline.__name__} is not supported yet",
-            cause="no adapter says where its transformer is",
-            hint="run it without TeaCache, or write one: docs/add-a-family.md",
-        )
-    return serving
+        raise UnsupportedModelError(f"{name} cannot skip steps", cause=reason, hint=hint)
+    if serving := adapters.serving(pipeline):
+        return serving
+    cause, hint = "no adapter says where its transformer is", f"{hint}, or write one: docs/add-a-family.md"
+    raise UnsupportedModelError(f"{name} is not supported yet", cause=cause, hint=hint)
 
 
 def recommended(variant: Variant | None, tapped: bool = True) -> Method:

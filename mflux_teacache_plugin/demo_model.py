@@ -23,21 +23,17 @@ NAME = "flux2-klein-base-demo"
 #: The model's folder, where it is not the checkout's.
 ENVIRONMENT = "MFLUX_TEACACHE_DEMO"
 
+_COPY = f"a copy of examples/demo_model/{NAME}"
+
 
 def folder() -> Path | None:
-    """Where the demo model lies, or None.
-
-    Raises:
-        SettingsError: the environment variable names a folder without the model.
-    """
+    """Where the demo model lies, or None. SettingsError: the environment variable names a folder without the model."""
     named = os.environ.get(ENVIRONMENT)
     path = Path(named) if named else Path(__file__).parent.parent / "examples" / "demo_model" / NAME
     if (path / "model.json").is_file():
         return path.resolve()
     if named:
-        raise SettingsError(
-            f"{ENVIRONMENT}: there is no demo model in {named}", hint=f"name a copy of examples/demo_model/{NAME}"
-        )
+        raise SettingsError(f"{ENVIRONMENT}: there is no demo model in {named}", hint=f"name {_COPY}")
     return None
 
 
@@ -48,36 +44,22 @@ def models() -> Mapping[str, Any]:
         return {}
     from mflux.models.common.config.model_config import ModelConfig
 
-    sizes = _sizes(path)
-    config = ModelConfig(
-        priority=1000,  # behind every model of mflux's own
-        aliases=[NAME],
-        model_name=NAME,
-        base_model=None,
-        controlnet_model=None,
-        custom_transformer_model=None,
-        num_train_steps=1000,
-        max_sequence_length=512,
-        supports_guidance=True,
-        requires_sigma_shift=True,
-        transformer_overrides=sizes["transformer_overrides"],
-        text_encoder_overrides=sizes["text_encoder_overrides"],
-    )
+    names = {"model_name": NAME, "aliases": [NAME], "priority": 1000}  # behind every model of mflux's own
+    others = dict.fromkeys(("base_model", "controlnet_model", "custom_transformer_model"))
+    loop = {"num_train_steps": 1000, "requires_sigma_shift": True, "supports_guidance": True}
+    overrides = {key: _sizes(path)[key] for key in ("transformer_overrides", "text_encoder_overrides")}
+    config = ModelConfig(**names, **others, **loop, **overrides, max_sequence_length=512)
     config.demo_model = path
     return {NAME: config}
 
 
 def load() -> Any:
-    """The demo model in mflux's own Flux2Klein, from Python.
-
-    Raises:
-        SettingsError: the model is not to be found.
-    """
+    """The demo model in mflux's own Flux2Klein, from Python. SettingsError if it is not to be found."""
     from mflux.models.flux2.variants.txt2img.flux2_klein import Flux2Klein
 
     found = models()
     if not found:
-        raise SettingsError("there is no demo model", hint=f"set {ENVIRONMENT} to a copy of examples/demo_model/{NAME}")
+        raise SettingsError("there is no demo model", hint=f"set {ENVIRONMENT} to {_COPY}")
     prepare(found[NAME])
     return Flux2Klein(model_config=found[NAME])
 

@@ -36,34 +36,22 @@ class Request:
     files: Catalog
     parser: ArgumentParser
 
-    def choose(
-        self,
-        pipeline: type,
-        model_config: Any,
-        source: str | None,
-        args: Namespace | None,
-        method: Method | None = None,
-    ) -> Choice:
-        """What the model will run with, or would with another method. Raises what `choose.choose` does."""
+    def with_method(self, method: Method) -> "Request":
+        """The same with a method, whatever was asked for."""
+        return replace(self, wanted=replace(self.wanted, method=method))
+
+    def choose(self, pipeline: type, model_config: Any, source: str | None, args: Namespace | None) -> Choice:
+        """What the model will run with. Raises what `choose.choose` does."""
         wanted = self.wanted
+        asked: dict[str, Any] = {"method": wanted.method, "forecast": wanted.forecast, "cfg_end": wanted.cfg_end}
         options = {} if args is None else vars(args)
-        choice = choose.choose(
-            pipeline,
-            model_config,
-            source,
-            self.files,
-            method=method or wanted.method,
-            forecast=wanted.forecast,
-            cfg_end=wanted.cfg_end,
-            id=wanted.variant,
-            options=options,
-        )
+        choice = choose.choose(pipeline, model_config, source, self.files, **asked, id=wanted.variant, options=options)
         choice.method.check_steps(choose.active_steps(choice.adapter, pipeline, args))
         return choice
 
 
 def impossible(wanted: Settings, parser: ArgumentParser, error: TeaCacheError) -> None:
-    """Refuse with exit code 2 what was asked for in so many words; warn where the environment asks for everything."""
+    """Refuse with exit code 2 what was asked for explicitly; warn where the environment asks for everything."""
     if wanted.explicit:
         refuse(parser, error)
     _say_switched_off(error)
@@ -107,28 +95,19 @@ def mflux_add_options(parser: ArgumentParser, pipelines: list[type], rejected: M
         value.__name__ = name  # argparse names it in errors
         return value
 
-    group.add_argument(
-        "--teacache",
-        nargs="?",
-        const=settings.AUTO,
-        default=None,
-        type=value_of("method", ""),
-        metavar="VALUE",
-        help=_HELP,
-    )
+    method = value_of("method", "")
+    group.add_argument("--teacache", nargs="?", const=settings.AUTO, type=method, metavar="VALUE", help=_HELP)
     for name, (metavar, what) in methods.OPTIONS.items():
-        group.add_argument(f"--{name}", default=None, type=value_of(name, f"{name}:"), metavar=metavar, help=what)
+        group.add_argument(f"--{name}", type=value_of(name, f"{name}:"), metavar=metavar, help=what)
     group.add_argument(
         "--teacache-forecast",
         choices=list(ORDERS),
-        default=None,
         help="What stands in for a skipped step: the last computed one, or what the last two or three lead to. "
         "Default: linear for speed-ups, reuse for the others.",
     )
     group.add_argument(
         "--teacache-coefficients",
         type=Path,
-        default=None,
         metavar="PATH",
         help="A coefficient file, or a folder of them, that goes before all others; implies --teacache.",
     )
@@ -137,7 +116,6 @@ def mflux_add_options(parser: ArgumentParser, pipelines: list[type], rejected: M
             "--cfg-end",
             dest="teacache_cfg_end",
             type=to_share,
-            default=None,
             metavar="SHARE",
             help="Share of the steps, above 0, that run with guidance; the others run on the prompt alone, which takes half as "
             "long. Works with and without --teacache. Only where guidance makes two predictions; FIBO 2 and Ideogram 4 have "
@@ -175,11 +153,9 @@ def mflux_model_loading(pipeline: type, model_config: Any | None, source: str | 
     if request is None or model_config is None or args is None:
         return
     args.teacache_request = None  # nor is it asked again if something fails here
-    choice = _choose(request, pipeline, model_config, source, args)
-    if choice is not None and not choice.method.skips:  # so that the reason is said once
-        request = replace(request, wanted=replace(request.wanted, method=choice.method))
-    if choice is not None:
-        args.teacache_request = request
+    if (choice := _choose(request, pipeline, model_config, source, args)) is not None:
+        # with a method that skips nothing the reason was said already
+        args.teacache_request = request if choice.method.skips else request.with_method(choice.method)
 
 
 @hookimpl(optionalhook=True)
@@ -199,9 +175,9 @@ def mflux_model_loaded(model: Any, source: str | None, args: Namespace | None) -
 
 @hookimpl(optionalhook=True)
 def mflux_generation_end(model: Any, image: Any | None) -> None:
-    handle = apply.handle_of(model)
     if image is None:
         return
+    handle = apply.handle_of(model)
     if handle is None:  # for -C: this picture stays plain, whatever the environment asks for then
         keys = {settings.METHOD_KEY: settings.OFF}
         image.generation_parameters = {**(image.generation_parameters or {}), **keys}
@@ -217,16 +193,14 @@ def _say_if_untested() -> None:
         _say(f"mflux {found} is not among the tested versions ({versions.in_words()}); see mflux-teacache doctor")
 
 
-def _choose(
-    request: Request, pipeline: type, model_config: Any, source: str | None, args: Namespace | None
-) -> Choice | None:
-    """What the model will run with; None for plain mflux, which one line explains."""
+def _choose(request: Request, *model_and_options: Any) -> Choice | None:
+    """What the model will run with; None for plain mflux, which one line explains. Arguments of `Request.choose`."""
     try:
-        return request.choose(pipeline, model_config, source, args)
+        return request.choose(*model_and_options)
     except TeaCacheError as error:
         recommended = request.wanted.method is None
         if isinstance(error, SettingsError) and (recommended or not request.wanted.explicit):
-            cuts = request.choose(pipeline, model_config, source, args, methods.CUTS)
+            cuts = request.with_method(methods.CUTS).choose(*model_and_options)
             second = cuts.adapter.second_call
             if cuts.method.cfg_end is not None or (second is not None and second.idle is not None):
                 _say(f"no step is skipped: {error.error}")
@@ -249,7 +223,7 @@ def _ambient() -> Request | None:
 
 
 def _check_command(args: Namespace, command: str, pipelines: list[type], wanted: Settings) -> None:
-    """Raise UnsupportedModelError or ConflictError for what can be told before the model is known."""
+    """Raise UnsupportedModelError or ConflictError for what is known before the model is."""
     if (reason := _why_not(pipelines)) is not None:
         raise UnsupportedModelError(f"{command} cannot skip steps", cause=reason, hint="run it without --teacache")
     for pipeline in pipelines:
@@ -273,9 +247,8 @@ def _why_not(pipelines: list[type]) -> str | None:
 def _notes(choice: Choice, model_config: Any, source: str | None, wanted: Settings) -> None:
     """What is worth a line before the run."""
     name = source or model_config.model_name
-    for line in (choice.problem, *choice.method.notes(choice.variant, name)):
-        if line is not None:
-            _say(line)
+    for line in filter(None, (choice.problem, *choice.method.notes(choice.variant, name))):
+        _say(line)
     if choice.match is None:
         return
     variant = choice.match.variant
@@ -283,10 +256,8 @@ def _notes(choice: Choice, model_config: Any, source: str | None, wanted: Settin
         _say(f"the numbers of {variant.id} changed since {wanted.origin} was recorded; the image may differ")
     if not choice.match.exact and choice.method.uses_numbers:
         taken = "" if source is None else f" (mflux takes it for {model_config.base_model or model_config.model_name})"
-        _say(
-            f"{name}{taken} is not what {variant.id} was calibrated for; "
-            "look at the pictures before you trust the setting"
-        )
+        other = f"{name}{taken} is not what {variant.id} was calibrated for"
+        _say(f"{other}; look at the pictures before you trust the setting")
     if variant.distilled:
         _say(f"{variant.id} is distilled: its few steps are too large to skip any, so expect no gain")
 

@@ -38,9 +38,9 @@ class Settings:
     Attributes:
         method: None for what the model's variant recommends.
         origin: where it was asked for, in words for a message.
-        explicit: asked for in so many words, so that what cannot be done is an error and not a warning.
+        explicit: asked for by an option or a -C file, so that what cannot be done is an error and not a warning.
         forecast: instead of the method's own.
-        coefficients: a coefficient file or folder that goes before all others.
+        coefficients: a coefficient file or folder that wins over all others.
         variant: the id that a recorded run used, "" if none; None to match the model.
         numbers: the digest of that variant's numbers at the time.
         cfg_end: the share of the steps that run with guidance, instead of the method's own.
@@ -61,9 +61,7 @@ def resolve(
 ) -> Settings | None:
     """The request that counts, or None for none or `off`. `args` is None outside mflux's commands.
 
-    Raises:
-        ConflictError: the options name two methods.
-        SettingsError: naming the sidecar's key, or the environment variable, and the fix.
+    ConflictError: the options name two methods. SettingsError: names the sidecar's key, or the environment variable.
     """
     request = _of_method(args, environ, parse)
     cfg_end = getattr(args, "teacache_cfg_end", None)
@@ -91,13 +89,11 @@ def _of_method(args: Namespace | None, environ: Mapping[str, str], parse: Callab
     request = _from_environment(environ, parse) if recorded is None else recorded or None
     if forecast is None:
         return request
-    option = "--teacache-forecast"
     if request is None:
-        return _settings(AUTO, option, True, forecast)
-    origin = request.origin if request.explicit else option  # what a file recorded is still the file's
-    return replace(
-        request, method=_forecast_of(request.method, forecast), forecast=forecast, origin=origin, explicit=True
-    )
+        return _settings(AUTO, "--teacache-forecast", True, forecast)
+    origin = request.origin if request.explicit else "--teacache-forecast"  # what a file recorded is still the file's
+    method = request.method and request.method.with_forecast(forecast)
+    return replace(request, method=method, forecast=forecast, origin=origin, explicit=True)
 
 
 def _from_environment(environ: Mapping[str, str], parse: Callable[[str], Value]) -> Settings | None:
@@ -115,13 +111,8 @@ def _settings(
 ) -> Settings | None:
     if value == OFF:
         return None
-    method = None if isinstance(value, str) else value
-    return Settings(_forecast_of(method, forecast), origin, explicit, forecast, coefficients)
-
-
-def _forecast_of(method: Method | None, forecast: str | None) -> Method | None:
-    """The method with the forecast that was asked for, if both were."""
-    return method if method is None or forecast is None else method.with_forecast(forecast)
+    method = None if isinstance(value, str) else value if forecast is None else value.with_forecast(forecast)
+    return Settings(method, origin, explicit, forecast, coefficients)
 
 
 def _from_sidecar(args: Namespace | None, parse: Callable[[str], Value]) -> Settings | Literal[False] | None:
@@ -131,37 +122,24 @@ def _from_sidecar(args: Namespace | None, parse: Callable[[str], Value]) -> Sett
         return None
     path = Path(sidecar)
     recorded: dict[str, Any] = json.loads(path.read_text())  # mflux has read it already, so it is JSON
-    texts: dict[str, str | None] = {}
-    for key in (METHOD_KEY, VARIANT_KEY, NUMBERS_KEY, COEFFICIENTS_KEY):
+    keys = (METHOD_KEY, VARIANT_KEY, NUMBERS_KEY, COEFFICIENTS_KEY)
+    for key in keys:
         text = recorded.get(key)
         if text is not None and not isinstance(text, str):
-            raise SettingsError(error=f"{path}: {key}: {text!r} is not a string", hint=f"remove {key} from the file")
-        texts[key] = text
-    method = texts[METHOD_KEY]
+            raise SettingsError(f"{path}: {key}: {text!r} is not a string", hint=f"remove {key} from the file")
+    method, variant, numbers, coefficients = map(recorded.get, keys)
     if method is None:
         return None
+    key, option = METHOD_KEY, "--teacache"
     try:
         value = parse(method)
-    except ArgumentTypeError as error:
-        raise SettingsError(
-            error=f"{path}: {METHOD_KEY}: {error}", hint="correct the file, or pass --teacache to override it"
-        ) from None
-    if value == OFF:
-        return False
-    coefficients = texts[COEFFICIENTS_KEY]
-    cfg_end = recorded.get(CFG_END_KEY) if hasattr(args, "teacache_cfg_end") else None  # else it is mflux's own
-    try:
+        if value == OFF:
+            return False
+        key, option = CFG_END_KEY, "--cfg-end"
+        cfg_end = recorded.get(key) if hasattr(args, "teacache_cfg_end") else None  # else it is mflux's own
         cfg_end = None if cfg_end is None else to_share(str(cfg_end))
     except ArgumentTypeError as error:
-        raise SettingsError(
-            error=f"{path}: {CFG_END_KEY}: {error}", hint="correct the file, or pass --cfg-end to override it"
-        ) from None
-    return Settings(
-        None if isinstance(value, str) else value,
-        f"-C {path}",
-        True,
-        coefficients=Path(coefficients) if coefficients else None,
-        variant=texts[VARIANT_KEY],
-        numbers=texts[NUMBERS_KEY],
-        cfg_end=cfg_end,
-    )
+        hint = f"correct the file, or pass {option} to override it"
+        raise SettingsError(f"{path}: {key}: {error}", hint=hint) from None
+    found = Settings(None if isinstance(value, str) else value, f"-C {path}", True, variant=variant, numbers=numbers)
+    return replace(found, coefficients=Path(coefficients) if coefficients else None, cfg_end=cfg_end)

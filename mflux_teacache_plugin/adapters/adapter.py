@@ -25,7 +25,7 @@ class Adapter:
     Attributes:
         id: what a coefficient file names as its `adapter`.
         pipelines: the classes it serves, as "module:Class".
-        taps: where the transformer is tapped; None where nobody has said yet, so that only methods that look at predictions can be offered.
+        taps: where the transformer is tapped; None where that is not known yet: only methods that look at predictions work.
         branches: how often the transformer runs within a step at most; for the taps.
         second_call: how guidance's second prediction is made, so that steps can do without; None where there is none, or
             where mflux has a `cfg_end` of its own.
@@ -69,12 +69,7 @@ def pipeline_name(pipeline: type) -> str:
 
 
 class Registry:
-    """All adapters in use, and the pipelines that are refused with a reason.
-
-    Args:
-        adapters: later ones replace earlier ones of the same id, so that a plugin can correct a built-in one.
-        refused: pipeline name to the reason why it cannot be cached.
-    """
+    """All adapters in use, later ones in place of earlier ones of their id; and, by name, why other pipelines are refused."""
 
     def __init__(self, adapters: Iterable[Adapter], refused: dict[str, str]) -> None:
         self.adapters = {adapter.id: adapter for adapter in adapters}
@@ -87,9 +82,8 @@ class Registry:
 
     def refusal(self, pipeline: type) -> str | None:
         """Why this pipeline is refused, or None."""
-        return next(
-            (self.refused[name] for cls in pipeline.__mro__ if (name := pipeline_name(cls)) in self.refused), None
-        )
+        names = map(pipeline_name, pipeline.__mro__)
+        return next((self.refused[name] for name in names if name in self.refused), None)
 
     def pipelines(self) -> set[str]:
         """Every pipeline that some adapter serves."""

@@ -12,7 +12,7 @@ from mflux_teacache_plugin.caching.guidance import SecondCall
 from mflux_teacache_plugin.caching.taps import TapPoints
 
 _MODELS = "mflux.models"
-_PIPELINES = f"{_MODELS}.flux.variants"
+_PIPELINES, _FLUX2, _QWEN = (f"{_MODELS}.{family}.variants" for family in ("flux", "flux2", "qwen"))
 
 
 def refuse_noise(model_config: Any | None, options: Mapping[str, Any]) -> str | None:
@@ -31,12 +31,22 @@ def _ming_sigmas(model: Any, config: Any, arguments: Mapping[str, Any]) -> Seque
     return [sigma for sigma in sigmas if sigma > 0]  # at 0, on its last step, Ming does not call the transformer
 
 
-#: Blocks for text and picture together, then blocks for one stream of both.
-_DOUBLE_AND_SINGLE = TapPoints(
-    blocks=("transformer_blocks", "single_transformer_blocks"),
+#: Blocks for text and picture together; with them, blocks for one stream of both.
+_ONE_LIST = TapPoints(
+    blocks=("transformer_blocks",),
     signal="transformer_blocks.0.attn",
     signal_argument="hidden_states",
     final="norm_out",
+)
+_DOUBLE_AND_SINGLE = replace(_ONE_LIST, blocks=("transformer_blocks", "single_transformer_blocks"))
+
+#: Blocks for one stream, as Z-Image and those that followed it have them.
+_LAYERS = TapPoints(
+    blocks=("layers",),
+    signal="layers.0.attention",
+    signal_argument="hidden_states",
+    stream="x",
+    final="all_final_layer.2-1",
 )
 
 # Every pipeline calls its `Transformer` directly, once a step, uncompiled.
@@ -60,10 +70,7 @@ FLUX1 = Adapter(
 # with a key-value cache fills that cache from the blocks; it is a first step, and first steps always compute.
 KLEIN = Adapter(
     id="klein",
-    pipelines=(
-        f"{_MODELS}.flux2.variants.txt2img.flux2_klein:Flux2Klein",
-        f"{_MODELS}.flux2.variants.edit.flux2_klein_edit:Flux2KleinEdit",
-    ),
+    pipelines=(f"{_FLUX2}.txt2img.flux2_klein:Flux2Klein", f"{_FLUX2}.edit.flux2_klein_edit:Flux2KleinEdit"),
     taps=_DOUBLE_AND_SINGLE,
     branches=CLASSIFIER_FREE_GUIDANCE,  # Python may ask a distilled model for it too
     second_call=SecondCall(),
@@ -77,17 +84,8 @@ KLEIN_BASE = replace(KLEIN, id="klein-base")
 # the prompt's prediction), so a forecast is drawn for each branch.
 QWEN = Adapter(
     id="qwen-image",
-    pipelines=(
-        f"{_MODELS}.qwen.variants.txt2img.qwen_image:QwenImage",
-        f"{_MODELS}.qwen.variants.edit.qwen_image_edit:QwenImageEdit",
-    ),
-    taps=TapPoints(
-        blocks=("transformer_blocks",),
-        stream="hidden_states",
-        signal="transformer_blocks.0.attn",
-        signal_argument="img_modulated",
-        final="norm_out",
-    ),
+    pipelines=(f"{_QWEN}.txt2img.qwen_image:QwenImage", f"{_QWEN}.edit.qwen_image_edit:QwenImageEdit"),
+    taps=replace(_ONE_LIST, signal_argument="img_modulated", stream="hidden_states"),
     branches=CLASSIFIER_FREE_GUIDANCE,
     second_call=SecondCall(idle=1.0),
 )
@@ -97,13 +95,7 @@ QWEN = Adapter(
 Z_IMAGE = Adapter(
     id="z-image",
     pipelines=(f"{_MODELS}.z_image.variants.z_image:ZImage",),
-    taps=TapPoints(
-        blocks=("layers",),
-        stream="x",
-        signal="layers.0.attention",
-        signal_argument="hidden_states",
-        final="all_final_layer.2-1",
-    ),
+    taps=_LAYERS,
     branches=CLASSIFIER_FREE_GUIDANCE,
     second_call=SecondCall(),
     predict=("_predict",),
@@ -142,9 +134,7 @@ ERNIE = Adapter(
 KREA2 = Adapter(
     id="krea-2",
     pipelines=(f"{_MODELS}.krea2.variants.txt2img.krea2:Krea2",),
-    taps=TapPoints(
-        blocks=("blocks",), stream="x", signal="blocks.0.attn", signal_argument="x", final="last", text_first=True
-    ),
+    taps=TapPoints(blocks=("blocks",), signal="blocks.0.attn", signal_argument="x", final="last", text_first=True),
     branches=CLASSIFIER_FREE_GUIDANCE,
     second_call=SecondCall(),
     predict=("_predict",),
@@ -154,12 +144,7 @@ KREA2 = Adapter(
 LENS = Adapter(
     id="lens",
     pipelines=(f"{_MODELS}.lens.variants.txt2img.lens_image:LensImage",),
-    taps=TapPoints(
-        blocks=("transformer_blocks",),
-        signal="transformer_blocks.0.attn",
-        signal_argument="hidden_states",
-        final="norm_out",
-    ),
+    taps=_ONE_LIST,
     sigmas=_lens_sigmas,
 )
 
@@ -167,13 +152,7 @@ LENS = Adapter(
 MING = Adapter(
     id="ming",
     pipelines=(f"{_MODELS}.ming_image.variants.ming_image:MingImage",),
-    taps=TapPoints(
-        blocks=("layers",),
-        stream="x",
-        signal="layers.0.attention",
-        signal_argument="hidden_states",
-        final="all_final_layer.2-1",
-    ),
+    taps=_LAYERS,
     branches=CLASSIFIER_FREE_GUIDANCE,
     second_call=SecondCall(),
     sigmas=_ming_sigmas,
@@ -183,9 +162,7 @@ MING = Adapter(
 MOSS = Adapter(
     id="moss-image",
     pipelines=(f"{_MODELS}.moss_image.variants.txt2img.moss_image:MOSSImage",),
-    taps=TapPoints(
-        blocks=("layers",), stream="x", signal="layers.0.proj.q", signal_argument="x", final="final_norm_video"
-    ),
+    taps=TapPoints(blocks=("layers",), signal="layers.0.proj.q", signal_argument="x", final="final_norm_video"),
     branches=CLASSIFIER_FREE_GUIDANCE,
     second_call=SecondCall(),
 )

@@ -8,7 +8,6 @@ What pipelines keep between steps (Qwen-Image-2.1's keys and values of text and 
 step, which always computes.
 """
 
-from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,6 +16,7 @@ from mflux_teacache_plugin.adapters.tapped import refuse_noise
 from mflux_teacache_plugin.caching.guidance import SecondCall
 
 _MODELS = "mflux.models"
+_QWEN, _FIBO2, _FLUX3 = (f"{_MODELS}.{family}.variants" for family in ("qwen21", "fibo2", "flux3"))
 
 
 def _refuse_iris_turbo(model_config: Any | None, options: Mapping[str, Any]) -> str | None:
@@ -37,21 +37,16 @@ def _iris_sigmas(model: Any, config: Any, arguments: Mapping[str, Any]) -> Seque
     return IrisFlowDPMSolver(config.num_inference_steps, model.SHIFT).grid[:-1]
 
 
-def _ideogram_preset(name: str | None) -> Any:
+def _ideogram_scheduler() -> Any:
     from mflux.models.ideogram4.model.ideogram4_scheduler import Ideogram4Scheduler
 
-    return Ideogram4Scheduler.get_preset(name)
-
-
-def _ideogram_steps(args: Namespace) -> int:
-    return _ideogram_preset(args.preset).num_steps
+    return Ideogram4Scheduler
 
 
 def _ideogram_sigmas(model: Any, config: Any, arguments: Mapping[str, Any]) -> Sequence[float]:
-    from mflux.models.ideogram4.model.ideogram4_scheduler import Ideogram4Scheduler
-
-    preset = _ideogram_preset(arguments.get("preset"))
-    signal, _ = Ideogram4Scheduler.make_timesteps(
+    scheduler = _ideogram_scheduler()
+    preset = scheduler.get_preset(arguments.get("preset"))
+    signal, _ = scheduler.make_timesteps(
         num_steps=config.num_inference_steps, height=config.height, width=config.width, mu=preset.mu, std=preset.std
     )  # the share of signal, the last step first
     return [1.0 - float(share) for share in reversed(signal)]
@@ -60,24 +55,18 @@ def _ideogram_sigmas(model: Any, config: Any, arguments: Mapping[str, Any]) -> S
 UNTAPPED = (
     Adapter(
         id="qwen-image-2.1",
-        pipelines=(
-            f"{_MODELS}.qwen21.variants.txt2img.qwen_image_21:QwenImage21",
-            f"{_MODELS}.qwen21.variants.edit.qwen_image_21_edit:QwenImage21Edit",
-        ),
+        pipelines=(f"{_QWEN}.txt2img.qwen_image_21:QwenImage21", f"{_QWEN}.edit.qwen_image_21_edit:QwenImage21Edit"),
         second_call=SecondCall(),
     ),
     Adapter(
         id="qwen-image-2.1-controlnet",
-        pipelines=(f"{_MODELS}.qwen21.variants.controlnet.qwen_image_21_controlnet:QwenImage21Controlnet",),
+        pipelines=(f"{_QWEN}.controlnet.qwen_image_21_controlnet:QwenImage21Controlnet",),
         transformer="controlnet",  # it is given the transformer, and runs its blocks itself
         second_call=SecondCall(),
     ),
     Adapter(
         id="fibo2",
-        pipelines=(
-            f"{_MODELS}.fibo2.variants.txt2img.fibo2:Fibo2",
-            f"{_MODELS}.fibo2.variants.edit.fibo2_edit:Fibo2Edit",
-        ),
+        pipelines=(f"{_FIBO2}.txt2img.fibo2:Fibo2", f"{_FIBO2}.edit.fibo2_edit:Fibo2Edit"),
         condition=2,  # once little noise is left, other embeddings come, which have seen the pictures of the caption's text
     ),
     Adapter(
@@ -102,7 +91,7 @@ UNTAPPED = (
         transformer="conditional_transformer",
         predict=("_predict_conditional", "_predict_unconditional"),
         sigmas=_ideogram_sigmas,
-        steps=_ideogram_steps,
+        steps=lambda args: _ideogram_scheduler().get_preset(args.preset).num_steps,
     ),
     Adapter(
         id="iris",
@@ -113,10 +102,7 @@ UNTAPPED = (
     ),
     Adapter(
         id="flux3-klein",
-        pipelines=(
-            f"{_MODELS}.flux3.variants.txt2img.flux3_klein:Flux3Klein",
-            f"{_MODELS}.flux3.variants.edit.flux3_klein_edit:Flux3KleinEdit",
-        ),
+        pipelines=(f"{_FLUX3}.txt2img.flux3_klein:Flux3Klein", f"{_FLUX3}.edit.flux3_klein_edit:Flux3KleinEdit"),
         sigmas=_flux3_sigmas,
         second_call=SecondCall(idle=1.0),
     ),

@@ -117,53 +117,38 @@ class Bridge:
                 return stock(model, *args, **kwargs)
             passed = inspect.signature(stock).bind(model, *args, **kwargs)
             passed.apply_defaults()
-            source, config = passed.arguments.get("model_path"), passed.arguments.get("model_config")
-            source = None if source is None else str(source)
+            path, config = passed.arguments.get("model_path"), passed.arguments.get("model_config")
+            told: dict[str, Any] = {"source": None if path is None else str(path), "args": self._args}
             self._thread.loading = True
             try:
-                told: dict[str, Any] = {"pipeline": type(model), "model_config": config, "source": source}
-                tell(self._hook.mflux_model_loading, **told, args=self._args)
+                tell(self._hook.mflux_model_loading, pipeline=type(model), model_config=config, **told)
                 stock(model, *args, **kwargs)
             finally:
                 self._thread.loading = False
             try:
                 watch(model, _HookObserver(self._hook))
             except Exception as fault:  # noqa: BLE001 - a pipeline that is not like mflux's own
-                faults.report(f"{type(model).__name__} cannot be watched, it runs without plugins", fault)
-                return
-            tell(self._hook.mflux_model_loaded, model=model, source=source, args=self._args)
+                return faults.report(f"{type(model).__name__} cannot be watched, it runs without plugins", fault)
+            tell(self._hook.mflux_model_loaded, model=model, **told)
 
         self._patch(pipeline, "__init__", __init__)
         pipeline.__init__._mflux_bridge = self  # type: ignore[misc]
 
 
 class _HookObserver(Observer):
-    """Tells the hooks what `watch` sees."""
+    """Tells the hooks what `watch` sees: each event has a hook with the same arguments, in the same order."""
 
     def __init__(self, hook: Any) -> None:
-        self._hook = hook
+        for event in ("generation_begin", "step_end", "loop_end", "generation_interrupted", "generation_end"):
+            setattr(self, event, partial(_tell_in_order, getattr(hook, f"mflux_{event}")))
 
-    def generation_begin(self, model: Any, seed: int, prompt: str, config: Any) -> None:
-        tell(self._hook.mflux_generation_begin, model=model, seed=seed, prompt=prompt, config=config)
 
-    def step_end(self, model: Any, t: int, time_steps: Any) -> None:
-        tell(self._hook.mflux_step_end, model=model, t=t, time_steps=time_steps)
-
-    def loop_end(self, model: Any) -> None:
-        tell(self._hook.mflux_loop_end, model=model)
-
-    def generation_interrupted(self, model: Any) -> None:
-        tell(self._hook.mflux_generation_interrupted, model=model)
-
-    def generation_end(self, model: Any, image: Any | None) -> None:
-        tell(self._hook.mflux_generation_end, model=model, image=image)
+def _tell_in_order(hook: Any, *args: Any) -> None:
+    tell(hook, **dict(zip(hook.spec.argnames, args, strict=True)))
 
 
 def _command_module() -> tuple[dict[str, Any], list[type]]:
-    """The names of the mflux command's module further up the stack, and the pipelines among them.
-
-    A command's module imports the pipeline class that it builds, whatever its family.
-    """
+    """The names of the mflux command's module up the stack, and the pipelines that it imports: it builds one of them."""
     frame: FrameType | None = sys._getframe(2)
     while frame is not None:
         names = frame.f_globals
@@ -179,7 +164,7 @@ _bridge: Bridge | None = None
 
 
 def install() -> None:
-    """Connect the plugins to mflux, once per process; stands down if mflux has a plugin host of its own."""
+    """Connect the plugins to mflux, once per process; not if mflux has a plugin host of its own."""
     global _bridge
     if _bridge is None and not mflux_has_a_host():
         _bridge = Bridge(load_plugins().manager.hook)

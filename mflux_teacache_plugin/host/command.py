@@ -24,12 +24,9 @@ def find(word: str) -> EntryPoint | None:
 
 
 def run(command: EntryPoint, options: Sequence[str], listener: object | None = None) -> Any:
-    """Run a command to its end; returns what it returns. `sys.argv` is what it was afterwards.
+    """Run a command, as `find` gives it, to its end; returns what it returns. `sys.argv` is what it was afterwards.
 
-    Args:
-        command: as `find` gives it.
-        options: of its command line.
-        listener: a plugin for this run, called before all others unless its hooks say otherwise.
+    `listener` is a plugin for this run, called before all others unless its hooks say otherwise.
 
     Raises:
         Leave: the listener raised it.

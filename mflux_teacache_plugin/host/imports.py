@@ -34,9 +34,8 @@ def forget(module_name: str, callback: "Callable[[ModuleType], object]") -> None
 
 def forget_all() -> None:
     """Forget every callback. What one has done already is its owner's to undo."""
-    for name, callbacks in list(_pending.items()):
-        for callback in list(callbacks):
-            forget(name, callback)
+    _pending.clear()
+    _tidy()
 
 
 def pending() -> "list[str]":

@@ -25,9 +25,9 @@ def stand_before(target: Any, name: str, layer: Layer) -> Callable[[], None]:
         name: of the method; AttributeError if there is none.
     """
     if isinstance(target, type):
-        return _on_class(target, name, layer)
+        return _in_place(next(each for each in target.__mro__ if name in vars(each)), name, layer)
     if name in vars(target):
-        return _on_attribute(target, name, layer)
+        return _in_place(target, name, layer)
     getattr(type(target), name)
     base: type = vars(type(target)).get("_mflux_base", type(target))
     named = vars(target).setdefault(_LAYERS, {}).setdefault(base, {})
@@ -78,49 +78,31 @@ def _chain(inner: Callable[..., Any], layers: Any) -> Callable[..., Any]:
 
 
 class _Place:
-    """A function that asks its layers first."""
+    """A function that asks its layers first; `found` is what stood there, of a class the static method."""
 
     def __init__(self, stock: Callable[..., Any], found: Any) -> None:
         update_wrapper(self, stock)
-        self.stock = stock
-        self.found = found  # what stood there: the function, or on a class its descriptor
+        self.stock, self.found = stock, found
         self.layers: list[Layer] = []
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return _chain(self.stock, self.layers)(*args, **kwargs)
 
-    def leave(self, layer: Layer) -> bool:
-        """Whether that was the last layer."""
-        self.layers[:] = [each for each in self.layers if each is not layer]
-        return not self.layers
 
-
-def _on_attribute(target: Any, name: str, layer: Layer) -> Callable[[], None]:
-    there = vars(target)[name]
-    place = there if isinstance(there, _Place) else _Place(there, there)
-    place.layers.append(layer)
-    object.__setattr__(target, name, place)
-    reference = weakref.ref(target)
-
-    def leave() -> None:
-        owner = reference()
-        if place.leave(layer) and owner is not None and vars(owner).get(name) is place:
-            object.__setattr__(owner, name, place.found)
-
-    return leave
-
-
-def _on_class(cls: type, name: str, layer: Layer) -> Callable[[], None]:
-    owner = next(each for each in cls.__mro__ if name in vars(each))
-    there = vars(owner)[name]
-    function = getattr(owner, name)
+def _in_place(owner: Any, name: str, layer: Layer) -> Callable[[], None]:
+    """For an attribute of an object's own, or a static method of a class's own."""
+    there, function = vars(owner)[name], getattr(owner, name)
     place = function if isinstance(function, _Place) else _Place(function, there)
     place.layers.append(layer)
+    put = type.__setattr__ if isinstance(owner, type) else object.__setattr__
     if place is not function:
-        setattr(owner, name, staticmethod(place))
+        put(owner, name, staticmethod(place) if isinstance(owner, type) else place)
+    reference = weakref.ref(owner)
 
     def leave() -> None:
-        if place.leave(layer) and getattr(owner, name) is place:
-            setattr(owner, name, place.found)
+        place.layers[:] = [each for each in place.layers if each is not layer]
+        owner = reference()
+        if not place.layers and owner is not None and getattr(owner, name, None) is place:
+            put(owner, name, place.found)
 
     return leave

@@ -61,10 +61,7 @@ def load_plugins() -> Loaded:
 
 
 def contributions(name: str, kind: Callable[[Any], Any] | None = None) -> list[Any]:
-    """What every plugin returns from a hook without arguments; empty where no plugin has specified such a hook.
-
-    `kind` as in `tell`.
-    """
+    """What every plugin returns from a hook without arguments, `kind` as in `tell`; nothing from a hook nobody specified."""
     hook = getattr(load_plugins().manager.hook, name, None)
     return [] if hook is None or not hook.has_spec() else tell(hook, kind)
 
@@ -92,21 +89,16 @@ def _why_unusable(manager: pluggy.PluginManager, plugin: object) -> str | None:
 def tell(hook: HookCaller, kind: Callable[[Any], Any] | None = None, **arguments: Any) -> list[Any]:
     """Call a hook of every plugin, the newest first, and give what they returned, without None.
 
-    Args:
-        kind: makes of a result what is given, such as `list`; one that cannot be made into it is its plugin's fault.
-
-    Each is called by itself: one that fails is reported by name, keeps no other from being called, and costs nobody the
-    picture. One that exits means to.
+    `kind` makes of a result what is given, such as `list`. Each plugin is called by itself: one that fails, or whose result
+    `kind` cannot take, is reported by name, keeps no other from being called, and costs nobody the picture. One that exits
+    means to.
     """
     results = []
     for implementation in reversed(hook.get_hookimpls()):
         try:
             result = implementation.function(*(arguments[name] for name in implementation.argnames))
-            if kind is not None and result is not None:
-                result = kind(result)
+            if result is not None:
+                results.append(result if kind is None else kind(result))
         except Exception as exception:  # noqa: BLE001 - see above
             faults.report(f"the plugin '{implementation.plugin_name}' failed in {hook.name}", exception)
-            continue
-        if result is not None:
-            results.append(result)
     return results
