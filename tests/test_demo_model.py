@@ -110,7 +110,7 @@ def test_its_own_command_makes_a_picture_and_replays_it(tmp_path):
 
     caption = ["--prompt", "a fox on a blue background", "--seed", "1", "--steps", "20"]
     told = run("--model", demo_model.NAME, *caption, "--width", "128", "--height", "128", "--teacache", "--metadata")
-    assert f"of 20 steps (2x, {demo_model.NAME})" in told
+    assert f"of 20 steps (2x, {demo_model.NAME}" in told
     recorded = json.loads((tmp_path / "image.metadata.json").read_text())
     assert recorded["teacache_variant"] == demo_model.NAME and recorded["teacache_skipped"] > 0
     run("-C", "image.metadata.json", "--output", "again.png")

@@ -117,8 +117,8 @@ def test_what_a_schedule_keeps(narrow, sealed) -> None:
     rows = real_size.measure(
         subject, {"plain": None, "2x": wanted["2x"]}, 1, lambda: 0.0 + next(ticks), lambda: None, **options
     )
-    assert rows[1]["kept"] == "2 of (1, 16, 128) bfloat16"
-    assert rows[1]["kept_mb"] == pytest.approx(2 * 16 * 128 * 2 / 1e6)
+    assert rows[1]["kept"].startswith("2 of (1, 16, 128) bfloat16"), "and the signs of the forecast's check"
+    assert rows[1]["kept_mb"] == pytest.approx(2 * 16 * 128 * 2 / 1e6, rel=1e-3)
 
 
 ticks = iter(range(10_000))

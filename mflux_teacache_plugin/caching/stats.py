@@ -70,7 +70,11 @@ class Generation:
 
 
 class Stats:
-    """What one handle saw; `generations` are the newest `KEPT_GENERATIONS`, in order."""
+    """What one handle saw.
+
+    Attributes:
+        generations: the newest `KEPT_GENERATIONS`, in order.
+    """
 
     def __init__(self) -> None:
         self.generations: deque[Generation] = deque(maxlen=KEPT_GENERATIONS)
