@@ -485,3 +485,18 @@ def test_after_a_fault_nothing_is_kept_and_everything_is_the_models_own(transfor
     assert mx.array_equal(cache.run(forward, x), transformer(x))
     cache.end_step()
     assert len(cache.record.decisions) == 1
+
+
+def test_the_change_that_is_recorded_is_what_the_gate_read_last(transformer, taps):
+    """A gate may read it more than once; each reading is the same."""
+
+    class Twice(Scripted):
+        def __call__(self, step, change):
+            assert change() == change()
+            return super().__call__(step, change)
+
+    gate = Twice(True)
+    cache = a_cache(gate, 3)
+    run_steps(cache, TappedForward(taps, transformer), [latents(0), latents(1)])
+    assert cache.record.fault is None
+    assert cache.record.decisions[1].change == gate.changes[0] > 0
