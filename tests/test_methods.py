@@ -381,3 +381,17 @@ def test_dualcache_takes_no_more_blocks_than_there_are_but_a_preset_gives_way() 
         with pytest.raises(SettingsError) as error:
             parse(f"dualcache:{text}").fit(blocks)
         assert words in error.value.error and "double has 2 blocks" in str(error.value.cause)
+
+
+def test_what_each_method_needs() -> None:
+    """Whether it looks inside, needs coefficients, and is told of numbers that were made for a relative of the model."""
+    needs = {
+        text: (parse(text).needs_taps, parse(text).needs_coefficients, parse(text).uses_numbers)
+        for text in ("0.2", "2x", "seacache:0.3", "dualcache:aggressive")
+    }
+    assert needs == {
+        "0.2": (True, True, True),
+        "2x": (False, False, True),
+        "seacache:0.3": (True, False, False),
+        "dualcache:aggressive": (True, False, False),
+    }

@@ -495,3 +495,18 @@ def test_outside_the_window_everything_is_computed():
         cache.end_step()
     assert [each.step for each in cache.record.decisions if each.skipped] == [3, 4, 5, 6]
     assert [each.reason for each in cache.record.decisions][7:] == ["outside the window"] * 3
+
+
+def test_the_change_that_is_recorded_is_what_the_gate_read_last(transformer, taps):
+    """A gate may read it more than once; each reading is the same."""
+
+    class Twice(Scripted):
+        def __call__(self, step, change):
+            assert change() == change()
+            return super().__call__(step, change)
+
+    gate = Twice(True)
+    cache = a_cache(gate, 3)
+    run_steps(cache, TappedForward(taps, transformer), [latents(0), latents(1)])
+    assert cache.record.fault is None
+    assert cache.record.decisions[1].change == gate.changes[0] > 0
