@@ -204,7 +204,7 @@ class Loop:
         if self._handle is not None:
             record = self._handle.stats.last
             if record.fault is not None:
-                raise SettingsError(f"{method} stood aside: {record.fault}", hint="leave it out, and report it")
+                raise SettingsError(f"{method} stopped: {record.fault}", hint="leave it out, and report it")
             self.computed, computing = record.computed, {each.step for each in record.decisions if not each.skipped}
         self.of_skipped = [each for step, each in enumerate(self.seconds) if step not in computing]
 

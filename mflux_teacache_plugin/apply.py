@@ -159,7 +159,7 @@ class Handle(Observer):
             self._refused = True
             summary.say(f"this picture is plain mflux: {words}")
         elif self._record is None:
-            faults.report("TeaCache stood aside", exception)
+            faults.report("TeaCache stopped", exception)
 
     def _intercept(self, model: Any) -> Interception:
         second = self._adapter.second_call

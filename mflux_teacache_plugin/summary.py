@@ -34,7 +34,7 @@ def _skipped(generation: Generation, method: Method, variant: Variant | None) ->
     if generation.fault is not None and generation.taken == generation.steps and skipped == 0:
         return f"{line}: {generation.fault}"
     if generation.fault is not None:
-        return f"{line}; it stood aside after step {generation.taken}, and mflux went on alone: {generation.fault}"
+        return f"{line}; it stopped after step {generation.taken}, and mflux went on alone: {generation.fault}"
     if skipped == 0:
         return f"{line}: {method.why_nothing(generation, variant)}"
     details = method.details(generation)

@@ -187,7 +187,7 @@ def test_what_the_second_branch_reads(monkeypatch):
         assert [gate.changes[1] for gate in gates] == seen
 
 
-def test_more_calls_than_branches_stand_aside():
+def test_more_calls_than_branches_give_up():
     model = Model(a_cache(Scripted(1), Scripted(1)))
     assert model.call() == model.call() == (21.0, 11.0)
     assert model.cache.record.fault == "CacheFault: 2 transformer calls in one step, where 1 were expected"

@@ -274,7 +274,7 @@ def test_a_gate_that_answers_with_something_else(verdict, subjects, tiny, said, 
     subject = subjects(FLUX1)
     monkeypatch.setattr(f"{HERE}.methods.teacache.TeaCacheGate.__call__", lambda *_: verdict)
     (line,) = survives(subject, tiny, METHODS["teacache"], said)
-    assert "AttributeError" in line and "stood aside" in line
+    assert "AttributeError" in line and "stopped" in line
 
 
 @pytest.mark.parametrize("exception", KINDS, ids=lambda exception: type(exception).__name__)
@@ -283,7 +283,7 @@ def test_the_progress_bar_fails(exception, subjects, tiny, said, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(tqdm.tqdm, "set_postfix", Fails(exception))
         (line,) = survives(subject, tiny, METHODS["teacache"], said)
-    assert type(exception).__name__ in line and "stood aside after step 1" in line
+    assert type(exception).__name__ in line and "stopped after step 1" in line
     assert_next_is_plain(subject, tiny)
 
 
@@ -294,7 +294,7 @@ def test_not_even_the_line_about_a_fault_may_fail(fault, subjects, tiny, said, m
         breaks(patch, fault, Theirs("broken"))
         breaks(patch, "methods.teacache:TeaCacheGate.__call__", ValueError("the first"))
         (line,) = survives(subject, tiny, METHODS["teacache"], said)
-    assert line.startswith("mflux: TeaCache stood aside: Theirs: broken")
+    assert line.startswith("mflux: TeaCache stopped: Theirs: broken")
     assert_next_is_plain(subject, tiny)
 
 

@@ -627,7 +627,7 @@ def test_a_record_that_stood_aside_says_after_which_step():
     record.decisions += [Decision(0, False, "x"), Decision(1, True, "x")]
     record.fault = "ValueError: x"
     assert summary(record, HALF, None) == (
-        "skipped 1 of 6 steps (2x+reuse); it stood aside after step 2, and mflux went on alone: ValueError: x"
+        "skipped 1 of 6 steps (2x+reuse); it stopped after step 2, and mflux went on alone: ValueError: x"
     )
 
 

@@ -261,7 +261,7 @@ def test_two_branches_in_one_call_are_as_two_calls(transformer, taps):
 
 
 @pytest.mark.parametrize("branches", [1, 2])
-def test_more_calls_than_branches_stand_aside_without_costing_the_output(transformer, taps, branches):
+def test_more_calls_than_branches_give_up_without_costing_the_output(transformer, taps, branches):
     cache = a_cache(Scripted(), 4, branches=branches)
     forward = TappedForward(taps, transformer)
     x = latents(3)
@@ -270,7 +270,7 @@ def test_more_calls_than_branches_stand_aside_without_costing_the_output(transfo
     assert all(mx.array_equal(output, transformer(x)) for output in outputs)
 
 
-def test_a_transformer_whose_blocks_change_the_width_stands_aside(transformer, taps):
+def test_a_transformer_whose_blocks_change_the_width_gives_up(transformer, taps):
     class Doubling(Block):
         def __call__(self, hidden):
             return mx.concatenate([super().__call__(hidden)] * 2, axis=1)
@@ -424,7 +424,7 @@ def test_steps_beyond_the_announced_ones_are_computed(order):
     assert cache.sigma == pytest.approx(1 / 3), "the last one's, to the end"
 
 
-def test_a_call_that_passes_no_tap_stands_aside(transformer, taps):
+def test_a_call_that_passes_no_tap_gives_up(transformer, taps):
     cache = a_cache(Scripted(True), 3)
     output = cache.run(TappedForward(taps, lambda x: x + 1), mx.zeros((1, 5, 4)))
     assert cache.record.fault == "CacheFault: the taps saw 0 signals and 0 final norms in one call"
@@ -439,7 +439,7 @@ def test_a_call_that_passes_no_tap_stands_aside(transformer, taps):
         (lambda own, x: own.out(own.norm(own.blocks[0](own.blocks[0](own.embed(x))))), "2 signals and 1 final norms"),
     ],
 )
-def test_a_call_that_passes_one_tap_of_two_stands_aside(part, saw, transformer, taps):
+def test_a_call_that_passes_one_tap_of_two_gives_up(part, saw, transformer, taps):
     cache, x = a_cache(Scripted(True), 3, branches=2), latents(0)
     output = cache.run(TappedForward(taps, lambda x: part(transformer, x)), x)
     assert cache.record.fault == f"CacheFault: the taps saw {saw} in one call"
@@ -480,7 +480,7 @@ def test_after_a_fault_nothing_is_kept_and_everything_is_the_models_own(transfor
     cache.run(forward, x)
     cache.end_step()
     assert len(cache.kept()) == 2, "a signal and a residual"
-    cache.stand_aside(ValueError("enough"))
+    cache.give_up(ValueError("enough"))
     assert cache.kept() == [] and cache.record.fault == "ValueError: enough"
     assert mx.array_equal(cache.run(forward, x), transformer(x))
     cache.end_step()

@@ -28,7 +28,7 @@ class Generation:
     steps: int
     decisions: list[Decision] = field(default_factory=list)
     note: str = ""  #: what its numbers do not know of it, in a few words
-    fault: str | None = None  #: why the plugin stood aside midway, if it did
+    fault: str | None = None  #: why the plugin stopped midway, if it did
     alone: int | None = None  #: the step from which on guidance's second prediction was left out, if there was one
     idle: bool = False  #: whether that changes nothing, at this run's guidance
 

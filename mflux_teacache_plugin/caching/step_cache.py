@@ -44,7 +44,7 @@ class Calls(Protocol):
 
 
 class Cache:
-    """What all caches share: the step counter, the record, and standing aside after a fault. `order` is the forecasts'."""
+    """What all caches share: the step counter, the record, and giving up after a fault. `order` is the forecasts'."""
 
     def __init__(self, facts: Facts, order: int, record: Generation) -> None:
         self.record = record
@@ -84,19 +84,19 @@ class Cache:
     def guidance_over(self) -> None:
         """From here on a step's function returns the prompt's prediction, where it returned one with guidance."""
 
-    def stand_aside(self, exception: Exception) -> None:
+    def give_up(self, exception: Exception) -> None:
         """Record a fault; from here on the model's own forward answers. Never raises."""
         self.record.fault = faults.in_words(exception)
         with suppress(Exception):  # one fault is enough
             self.forget()
 
     def _guarded(self, act: Callable[..., Any], *args: Any) -> Any:
-        """What `act` returns, or None if it fails or the cache stands aside."""
+        """What `act` returns, or None if it fails or the cache gives up."""
         if self.record.fault is None:
             try:
                 return act(*args)
             except Exception as exception:  # noqa: BLE001 - whatever it is, it must not cost the user the image
-                self.stand_aside(exception)
+                self.give_up(exception)
         return None
 
     def _count_calls(self, calls: int, most: int) -> None:
