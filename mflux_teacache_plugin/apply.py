@@ -231,7 +231,7 @@ def apply_teacache(
         raise SettingsError("method and threshold were given", hint="give one of them")
     if range is not None and coefficients is None:
         raise SettingsError("range was given without coefficients", hint="give both, or a Variant")
-    if method == methods.OFF and cfg_end is not None:
+    if isinstance(method, str) and method.strip().lower() == methods.OFF and cfg_end is not None:
         method = methods.CUTS
     wanted = to_method(method if threshold is None else threshold)
     files = choose.catalog()
@@ -296,8 +296,10 @@ def _tapped_blocks(model: Any, choice: Choice) -> dict[str, int]:
 
 def to_method(method: Method | str | float | None) -> Method | None:
     """What Python may give as a method; None stands for what is recommended. SettingsError if it names none."""
-    if method is None or not isinstance(method, (str, int, float)):
+    if method is None or isinstance(method, Method):
         return method
+    if isinstance(method, bool) or not isinstance(method, (str, int, float)):
+        raise SettingsError(f"{method!r} is no method", hint='give a method such as "1.5x" or 0.2')
     try:
         found = choose.parse(method if isinstance(method, str) else repr(float(method)))
     except ArgumentTypeError as error:

@@ -69,8 +69,7 @@ def resolve(
         return request
     if request is None:
         return None if cfg_end == 1 else Settings(methods.CUTS, "--cfg-end", True, cfg_end=cfg_end)
-    origin = request.origin if request.explicit else "--cfg-end"
-    return replace(request, cfg_end=cfg_end, origin=origin, explicit=True)
+    return replace(request, cfg_end=cfg_end)  # what the environment asks for is still no option
 
 
 def _of_method(args: Namespace | None, environ: Mapping[str, str], parse: Callable[[str], Value]) -> Settings | None:

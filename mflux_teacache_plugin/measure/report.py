@@ -82,7 +82,7 @@ def lines(
         plain = tile("plain", first[case.name, OFF, case.steps])
         for setting in case.settings:
             shot = first[case.name, setting, case.steps]
-            fewer = first[case.name, OFF, shot.run.fewer]
+            fewer = first[case.name, OFF, shot.run.fewer(first[case.name, OFF, case.steps].run)]
             label = setting if len(cases) == 1 else f"{case.prompt}\n{setting}"
             tiles = [plain, tile(setting, shot), tile("plain, fewer steps", fewer)]
             found.setdefault(case.group, []).append((label, tiles))

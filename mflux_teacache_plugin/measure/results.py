@@ -81,7 +81,8 @@ def rows(
     def row(setting: str, of_group: list[Case]) -> Row:
         plain = [made[case.name, OFF, case.steps] for case in of_group]
         cached = [made[case.name, setting, case.steps] for case in of_group]
-        fewer = [made[case.name, OFF, each[0].run.fewer] for case, each in zip(of_group, cached, strict=True)]
+        together = zip(of_group, plain, cached, strict=True)
+        fewer = [made[case.name, OFF, each[0].run.fewer(off[0].run)] for case, off, each in together]
         full, cost, other = map(_cost, (plain, cached, fewer))
         skipped, speedup = 1 - cost.computed / full.computed, full.seconds / max(cost.seconds, 1e-9)
         ideal, whole = full.computed / cost.computed, group_of.get(of_group[0].whole)

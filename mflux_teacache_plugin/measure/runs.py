@@ -86,10 +86,9 @@ class Run:
     method: str | None
     total: int
 
-    @property
-    def fewer(self) -> int:
-        """What to ask of plain mflux for as much work: the computed share of the steps, rounded."""
-        return max(1, round(self.steps * self.computed / self.total))
+    def fewer(self, plain: "Run") -> int:
+        """What to ask of plain mflux for as much work: the computed share of the plain run's, in steps, rounded."""
+        return max(1, round(self.steps * self.computed / plain.computed))
 
 
 def setting(text: str) -> str:

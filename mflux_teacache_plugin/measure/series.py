@@ -90,7 +90,7 @@ def maker(folder: Path) -> Maker:
 def one_round(case: Case, repetition: int, make: Maker) -> list[Shot]:
     """Every way of one case, once, by turns: what drifts on the machine drifts under all of them."""
     shots = [make(case, setting, case.steps, repetition) for setting in (OFF, *case.settings)]
-    fewer = {shot.run.fewer for shot in shots} - {case.steps}
+    fewer = {shot.run.fewer(shots[0].run) for shot in shots} - {case.steps}
     return shots + [make(case, OFF, steps, repetition) for steps in sorted(fewer, reverse=True)]
 
 

@@ -7,7 +7,7 @@ while the sum is below the threshold, what the prediction was above the latents 
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, cast
 
 import mlx.core as mx
@@ -95,7 +95,9 @@ class EasyCache(Method):
     def check_steps(self, steps: int | None) -> None:
         if steps is not None and steps < self.ret_steps + 2:
             cause = f"the first {self.ret_steps} and the last one are always computed"
-            hint = f"take at least {self.ret_steps + 2} --steps, or {self},ret_steps=2 for fewer first ones"
+            hint = f"take at least {self.ret_steps + 2} --steps"
+            if steps >= 4:
+                hint += f", or {replace(self, ret_steps=2)} for fewer first ones"
             raise SettingsError(f"{self} has nothing to skip in {steps} steps", cause=cause, hint=hint)
 
     def gate(self, setup: Setup) -> Gate:
