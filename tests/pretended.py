@@ -42,7 +42,7 @@ def picture(command: Command, wanted: str, file: Path) -> Run:
     pixels = noise + pattern * (1 if wanted == "off" else 2) / computed
     Image.fromarray(pixels.astype(np.uint8)).save(file)
     method = None if wanted == "off" else wanted
-    return Run(steps, computed, 0, computed / 10, computed / 10 + 1, 2 * 10**9, 10**9, method, steps)
+    return Run(steps, computed, 0, computed / 10, computed / 10 + 1, 2 * 10**9, 10**9, method)
 
 
 def check(command: Command, wanted: object) -> dict:

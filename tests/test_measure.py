@@ -160,16 +160,16 @@ def test_options_go_behind_those_that_are_there() -> None:
     [(50, 27, 27), (50, 20.6, 21), (50, 0.2, 1), (50, 50, 50)],
 )
 def test_plain_steps_that_cost_as_much(steps: int, computed: float, fewer: int) -> None:
-    plain = Run(steps, steps, 0, 1, 1, None, None, None, steps)
-    assert Run(steps, computed, 0, 1, 1, None, None, None, steps).fewer(plain) == fewer
+    plain = Run(steps, steps, 0, 1, 1, None, None, None)
+    assert Run(steps, computed, 0, 1, 1, None, None, None).fewer(plain) == fewer
 
 
 def test_plain_steps_that_cost_as_much_from_a_picture() -> None:
     """50 steps from a picture are a loop of 30: half of them is asked for as half of 50."""
-    plain = Run(50, 30, 0, 1, 1, None, None, None, 30)
-    assert Run(50, 15, 15, 1, 1, None, None, None, 30).fewer(plain) == 25
-    half_guided = Run(12, 9, 3, 1, 1, None, None, None, 12)  # --cfg-end 0.5 in the command: its plain run has it too
-    assert Run(12, 4.5, 7.5, 1, 1, None, None, None, 12).fewer(half_guided) == 6
+    plain = Run(50, 30, 0, 1, 1, None, None, None)
+    assert Run(50, 15, 15, 1, 1, None, None, None).fewer(plain) == 25
+    half_guided = Run(12, 9, 3, 1, 1, None, None, None)  # --cfg-end 0.5 in the command: its plain run has it too
+    assert Run(12, 4.5, 7.5, 1, 1, None, None, None).fewer(half_guided) == 6
 
 
 # ---- compare ---------------------------------------------------------------------------------------------------------

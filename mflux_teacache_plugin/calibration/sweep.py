@@ -65,7 +65,7 @@ def _maker(model: Model, variant: Variant, active: float, folder: Path) -> Maker
                 print(f"{setting}: {last.fault}", file=sys.stderr)
         image.image.save(folder / file)
         wall, peak = time.perf_counter() - begun, mx.get_peak_memory()  # of MLX alone: the process made others too
-        run = Run(steps, computed, total - computed, float(image.generation_time), wall, peak, peak, None, total)
+        run = Run(steps, computed, total - computed, float(image.generation_time), wall, peak, peak, None)
         return Shot(case.name, setting, steps, repetition, file, run)
 
     return make

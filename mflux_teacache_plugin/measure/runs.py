@@ -73,7 +73,6 @@ class Run:
         seconds: of the denoising loop, as mflux counts them; `wall` of the whole process.
         memory, mlx_memory: the process's peak in bytes, and MLX's own; None if MLX is not there.
         method: how the cache calls the setting; None for plain mflux.
-        total: the steps of the loop: fewer than asked for where it starts from a picture.
     """
 
     steps: int
@@ -84,7 +83,6 @@ class Run:
     memory: int
     mlx_memory: int | None
     method: str | None
-    total: int
 
     def fewer(self, plain: "Run") -> int:
         """What to ask of plain mflux for as much work: the computed share of the plain run's, in steps, rounded."""
@@ -150,7 +148,7 @@ def picture(command: Command, wanted: str, file: Path) -> Run:
     computed, skipped = recorded.get("teacache_computed", total) - half, recorded.get("teacache_skipped", 0) + half
     seconds = float(recorded["generation_time_seconds"])
     method = None if wanted == methods.OFF else recorded.get("teacache_method")
-    return Run(steps, computed, skipped, seconds, wall, peak["memory"], peak["mlx_memory"], method, total)
+    return Run(steps, computed, skipped, seconds, wall, peak["memory"], peak["mlx_memory"], method)
 
 
 def _environment() -> dict[str, str]:

@@ -89,10 +89,8 @@ class Seconds(Method):
 
     def check_steps(self, steps: int | None) -> None:
         if steps is not None and steps < LEAST_STEPS:
-            cause, hint = (
-                "so few steps are large ones, of which none can be skipped",
-                f"take at least {LEAST_STEPS} --steps",
-            )
+            cause = "so few steps are large ones, of which none can be skipped"
+            hint = f"take at least {LEAST_STEPS} --steps"
             raise SettingsError(f"{steps} steps at {self} cannot be met", cause=cause, hint=hint)
 
     def schedule(self, count: int, variant: "Variant | None", facts: Facts) -> tuple[int, ...]:
