@@ -9,6 +9,7 @@ from typing import Any
 from mflux_teacache_plugin.checks import as_table
 from mflux_teacache_plugin.errors import SettingsError
 from mflux_teacache_plugin.measure import files
+from mflux_teacache_plugin.methods.steps import as_text
 from mflux_teacache_plugin.variants.variant import SCHEMA, Guard, Variant
 
 #: Long arrays of numbers are folded at this width.
@@ -37,7 +38,11 @@ def render(variant: Variant, comment: str) -> str:
     plain = {key: value for key, value in table.items() if value not in ((), False, Guard())}
     text = [*(f"# {line}".rstrip() for line in comment.splitlines()), "", f"schema = {SCHEMA}", *lines(plain)]
     for heading, section in sections:
-        text += ["", heading, *lines(as_table(section))]
+        told = as_table(section)
+        if heading == "[[step_lists]]":
+            told = {key: value for key, value in told.items() if value is not False}
+            told["computed"] = as_text(told["computed"])
+        text += ["", heading, *lines(told)]
     return "\n".join(text) + "\n"
 
 

@@ -1,19 +1,31 @@
-"""From recorded generations to a variant, to settings that suit it, and to the one that their pictures speak for."""
+"""From recorded generations to a variant, to schedules and settings to try, and to what their pictures speak for."""
 
 import datetime
 from argparse import ArgumentTypeError
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from importlib.metadata import version
 from typing import Any
 
-from mflux_teacache_plugin.calibration import fit
+import numpy as np
+
+from mflux_teacache_plugin import methods
+from mflux_teacache_plugin.caching.forecast import ORDERS
+from mflux_teacache_plugin.caching.gate import Facts
+from mflux_teacache_plugin.calibration import fit, schedules
 from mflux_teacache_plugin.calibration.traces import Trace
 from mflux_teacache_plugin.checks import as_table
+from mflux_teacache_plugin.errors import SettingsError
 from mflux_teacache_plugin.measure import results
+from mflux_teacache_plugin.measure.metrics import Summary
 from mflux_teacache_plugin.measure.results import Row
+from mflux_teacache_plugin.methods import published
 from mflux_teacache_plugin.methods.method import to_float
+from mflux_teacache_plugin.methods.speedup import Speedup
+from mflux_teacache_plugin.methods.steps import Steps
 from mflux_teacache_plugin.variants import Provenance, Variant
+from mflux_teacache_plugin.variants.variant import StepList
 
 #: What is said of a threshold that follows from the traces alone.
 UNSEEN = "The threshold skips about a third of the steps of these traces; no picture was looked at."
@@ -21,8 +33,15 @@ UNSEEN = "The threshold skips about a third of the steps of these traces; no pic
 #: Begins the source of a variant that keeps a published polynomial.
 KEPT = "polynomial and threshold: "
 
-#: The speed-ups that are tried beside thresholds, and the shares of the steps that further thresholds should skip.
-SPEED_UPS, TRIED_SHARES = ("1.5x", "2x", "3x"), (0.25, 0.5)
+#: The speed-ups that schedules are sought for, and the shares of the steps that further thresholds should skip.
+SPEED_UPS, TRIED_SHARES = (1.33, 1.5, 2.0, 3.0, 4.0), (0.25, 0.5)
+
+#: How many ways to each speed-up are tried on the first prompts, and how many of them on the others: the first pair that the
+#: time suffices for.
+DEPTHS = ((10, 3), (6, 3), (4, 2), (2, 2), (1, 1))
+
+#: A schedule replaces the one that follows from the profile where its pictures are so many dB nearer.
+WORTH = 1.0
 
 
 def variant_of(facts: Mapping[str, Any], traces: Sequence[Trace], existing: Variant | None) -> Variant:
@@ -32,9 +51,17 @@ def variant_of(facts: Mapping[str, Any], traces: Sequence[Trace], existing: Vari
     """
     source = f"mflux-teacache-plugin {version('mflux-teacache-plugin')}, mflux-teacache calibrate"
     published = "" if existing is None else existing.provenance.source.removeprefix(KEPT).partition("; profile: ")[0]
-    if published.startswith("mflux-teacache-plugin "):
-        existing = None  # an earlier calibration's: nothing is lost where it is fitted again
+    earlier: tuple[StepList, ...] = ()
+    if existing is not None and published.startswith("mflux-teacache-plugin "):
+        # an earlier calibration's: its lists stay, and its numbers where more steps told them; else these are fitted again
+        earlier = tuple(each for each in existing.step_lists if each.guidance is not None)
+        if existing.id == facts["id"] and existing.profile and len(existing.profile.sigma) > len(traces[0].sigma):
+            return existing
+        existing = None
     keys, scores = fit.numbers(traces, existing)
+    growths = [trace.growth for trace in traces if trace.growth]
+    if len(growths) == len(traces):
+        keys["mag_ratios"] = (1.0, *np.array(growths).mean(axis=0).round(5).tolist())
     told = ", ".join(f"{name} {score.r2:.3f}" for name, score in scores.items())
     notes, judged = [f"R2 of the output's change, of prompts left out: {told}."], fit.PROFILE
     if existing is not None and "polynomial" in keys and keys["polynomial"] == existing.polynomial:
@@ -49,27 +76,127 @@ def variant_of(facts: Mapping[str, Any], traces: Sequence[Trace], existing: Vari
         fitted=True,
         notes="\n".join(notes),
     )
-    return Variant(**facts, **keys, provenance=provenance)
+    return Variant(**facts, **keys, step_lists=earlier, provenance=provenance)
 
 
-def settings(variant: Variant, traces: Sequence[Trace]) -> list[str]:
-    """What to try, as `--teacache` takes it: thresholds around the variant's own, and speed-ups."""
-    thresholds = set() if variant.threshold is None else {variant.threshold}
+def settings(variant: Variant, traces: Sequence[Trace], schedules: bool) -> list[str]:
+    """What to try, as `--teacache` takes it: thresholds around the variant's own and, unless `schedules` are sought for them,
+    speed-ups.
+    """
+    found = set() if variant.threshold is None else {variant.threshold}
     if variant.polynomial is not None and variant.range is not None and traces[0].signal is not None:
-        thresholds |= {fit.threshold_for(variant.polynomial, variant.range, traces, each) for each in TRIED_SHARES}
-    return [*(f"{threshold:g}" for threshold in sorted(thresholds)), *SPEED_UPS]
+        found |= {fit.threshold_for(variant.polynomial, variant.range, traces, each) for each in TRIED_SHARES}
+    speed_ups = [] if schedules else [f"{factor:g}x" for factor in SPEED_UPS]
+    return [*(f"{threshold:g}" for threshold in sorted(found)), *speed_ups]
 
 
-def recommending(variant: Variant, rows: Sequence[Row], more: Sequence[str]) -> Variant:
-    """The variant with what its pictures speak for as its default, and the reasons, with `more`, in its provenance."""
-    changes: dict[str, Any] = {}
+def ways(variant: Variant, existing: Variant | None, traces: Sequence[Trace], guidance: float) -> dict[str, Any]:
+    """Ways to each speed-up at this guidance, `{"2x": {"2x profile linear": "steps:0-3,5", ...}}`: a name for each setting.
+
+    The first is what the profile alone gives; the others come in the order of the error that the recorded predictions let
+    expect, as it is and as pictures amplify it. `existing` may have lists that others published for the model.
+    """
+    lists = [each for each in (existing.step_lists if existing else ()) if each.guidance is None]
+    variant = variant.replace(step_lists=())
+    sigma, steps, found = traces[0].sigma, len(traces[0].sigma), {}
+    facts = Facts(sigma, guidance=guidance)
+    grams = [schedules.gram_at(trace, guidance) for trace in traces if trace.gram is not None]
+    weightings = {"optimum": np.ones(steps), "weighted optimum": schedules.amplification(steps)}
+    costs = {
+        (told, forecast): schedules.errors(sum(grams[1:], grams[0]), sigma, ORDERS[forecast], weights)
+        for told, weights in weightings.items()
+        for forecast in ("linear", "reuse")
+        if grams
+    }
+    for factor in SPEED_UPS:
+        known: dict[Steps, str] = {}
+        with suppress(SettingsError):  # the run is too short for it
+            for forecast in ("linear", "reuse"):
+                speedup = Speedup(factor, forecast=forecast)
+                speedup.check_steps(steps)
+                count = speedup.count(facts)
+                placed = {"profile": speedup.schedule(variant, facts)}
+                placed |= {told: schedules.optimum(costs[told, forecast], count) for told in weightings if grams}
+                placed |= {"published": published.schedule(lists, facts, count), "even": schedules.even(steps, count)}
+                for told, computed in placed.items():
+                    known.setdefault(Steps(computed, forecast=forecast), f"{speedup.setting} {told} {forecast}")
+        if not known:
+            continue
+        usual, *others = known
+        if grams:
+            others.sort(
+                key=lambda way: sum(
+                    map(np.log, (schedules.error_of(costs[told, way.forecast], way.computed) for told in weightings))
+                )
+            )
+        found[f"{factor:g}x"] = {known[way]: str(way) for way in (usual, *others)}
+    return found
+
+
+def first_round(pictures: int) -> int:
+    """Of so many prompts these many, on which more ways are tried than on the others."""
+    return max(1, pictures // 4)
+
+
+def depth(sigma: Sequence[float], pictures: int, seconds: float, minutes: float) -> tuple[int, int]:
+    """One of `DEPTHS`; `seconds` are a step's."""
+    counts, steps = [Speedup(factor).count(Facts(tuple(sigma))) for factor in SPEED_UPS], len(sigma)
+    begin = first_round(pictures)
+    for first, others in DEPTHS:
+        work = pictures * (steps + sum(counts)) + (first * begin + others * (pictures - begin)) * sum(counts)
+        if work * seconds <= 60 * minutes:
+            break
+    return first, others
+
+
+def nearest(rows: Sequence[Row], names: Container[str]) -> list[Row]:
+    """The rows of these names, those with the nearest pictures first."""
+    return sorted((row for row in rows if row.setting in names), key=lambda row: -nearness(row.quality))
+
+
+def nearness(quality: Summary | None) -> float:
+    """In dB, half for the mean and half for the worst picture."""
+    return 0.0 if quality is None else (quality.psnr + quality.psnr_worst) / 2
+
+
+def step_lists(
+    rows: Sequence[Row], tried: Mapping[str, Mapping[str, str]], steps: int, guidance: float
+) -> list[StepList]:
+    """What the pictures chose for each speed-up at one guidance; nothing where the profile does as well everywhere."""
+    found, needed, most = [], False, max((row.pictures for row in rows if row.quality), default=0)
+    for names in tried.values():
+        best, *_ = ranked = nearest([row for row in rows if row.pictures == most], names)
+        usual = next(row for row in ranked if row.setting == next(iter(names)))
+        if nearness(best.quality) < nearness(usual.quality) + WORTH:
+            best = usual
+        plain = nearness(best.fewer_quality) >= nearness(best.quality)
+        needed = needed or best is not usual or plain
+        way, near, fewer = methods.parse(names[best.setting]), best.quality, best.fewer_quality
+        assert isinstance(way, Steps) and near is not None and fewer is not None
+        told = f"{best.setting.partition(' ')[2]}: {near.psnr:.1f} ({near.psnr_worst:.1f}) dB on {best.pictures} pictures, "
+        told += f"plain with as many steps {fewer.psnr:.1f} ({fewer.psnr_worst:.1f})"
+        chosen = StepList(steps=steps, computed=way.computed, guidance=guidance, forecast=way.forecast, source=told)
+        found.append(replace(chosen, plain_is_nearer=plain))
+    return found if needed else []
+
+
+def recommending(variant: Variant, rows: Sequence[Row], more: Sequence[str], lists: Sequence[StepList] = ()) -> Variant:
+    """The variant with what its pictures speak for as its default, and the reasons, with `more`, in its provenance.
+
+    `lists` replace those that it has for as many steps and the same guidance.
+    """
+    new = {(each.steps, each.guidance) for each in lists}
+    kept = [each for each in variant.step_lists if (each.steps, each.guidance) not in new]
+    changes: dict[str, Any] = {"step_lists": (*kept, *lists)}
     notes = (variant.provenance.notes or "").splitlines()
     best, threshold = results.best(rows), results.best([row for row in rows if is_threshold(row.setting)])
     if threshold is not None:
         changes["threshold"] = float(threshold.setting)
         notes = [line for line in notes if line != UNSEEN]
     if best is not None and best is not threshold:
-        changes["recommended"] = best.setting
+        changes["recommended"] = best.setting.partition(" ")[0]
+    again = tuple(line.partition(":")[0] for line in more)  # said anew of the same steps and guidance
+    notes = [line for line in notes if not line.startswith(again)] if more else notes
     told = {**as_table(variant.provenance), "notes": "\n".join([*notes, *more])}
     return variant.replace(**changes, provenance=Provenance(**told))
 

@@ -1,5 +1,6 @@
-"""A whole calibration, stage by stage: record plain generations, propose numbers and settings, make pictures with them on prompts
-that were held out, choose, write the coefficient file, report.
+"""A whole calibration, stage by stage: record plain generations, propose numbers, schedules and settings, make pictures with them on
+prompts that were held out, choose, write the coefficient file, report. Of the schedules many are tried on the first of these
+prompts, and the best of them on the others.
 
 Everything is kept as it is made: a generation that was recorded, and a prompt on which all settings were tried, is a file of
 its own, so that the same command goes on where it was interrupted. Under `mlx.launch` each rank takes its share of both.
@@ -26,7 +27,7 @@ from mflux_teacache_plugin.calibration.traces import Trace, TraceError
 from mflux_teacache_plugin.checks import as_table
 from mflux_teacache_plugin.choose import Choice
 from mflux_teacache_plugin.errors import SettingsError, TeaCacheError
-from mflux_teacache_plugin.measure import results, shards
+from mflux_teacache_plugin.measure import results, series, shards
 from mflux_teacache_plugin.measure.results import Row
 from mflux_teacache_plugin.measure.runs import Command
 from mflux_teacache_plugin.measure.series import Case, Shot
@@ -53,7 +54,9 @@ class Calibration:
     command: Command
     prompts: Sequence[str]  #: to record and fit
     held_out: Sequence[str]  #: to try settings on; none for no trial
-    settings: Sequence[str]  #: to try; none for a choice that follows from the fit
+    settings: Sequence[str]  #: to try; none for thresholds and schedules that follow from what is recorded
+    guidances: Sequence[float]  #: at which pictures are made; none for the command's own
+    minutes: float  #: that making pictures may take, about
     id: str | None  #: of the variant; None to take the model's
     output: Path | None  #: folder of the coefficient file; None for the model's own
     folder: Path | None  #: of everything else; None for `calibration-<id>` here
@@ -99,6 +102,8 @@ class Calibration:
             self._is_recorded(prompt)
 
     def _stages(self, model: Model) -> None:
+        if self.guidances and not model.has_guidance:
+            raise SettingsError(f"{self.command.name} knows no guidance", hint="leave out --guidances")
         self._record(model)
         proposal = shards.share(self._proposal() if shards.leads() else None)
         variant, settings, notes = Variant(**proposal["variant"]), [], []
@@ -108,13 +113,42 @@ class Calibration:
                 settings.append(setting)
             except TeaCacheError as error:
                 notes.append(f"{setting} could not be tried: {error.error}.")
-        cases = []
-        for prompt in self.held_out:
-            command = self.command.with_options(prompt=prompt, seed=SEED)
-            cases.append(Case(slug(prompt), variant.id, prompt, SEED, proposal["steps"], tuple(settings), command))
-        shots = sweep.make_pictures(model, variant, cases, proposal["active"], self.place / "pictures")
-        if shots is not None:
-            self._conclude(variant, cases, shots, notes)
+        groups: list[dict[str, Any]] = proposal["groups"]
+        cases: list[Case] = []
+        shots: list[Shot] = []
+        groups[0]["settings"] = settings
+        ways = {name: way for group in groups for names in group["tried"].values() for name, way in names.items()}
+        trial = sweep.Sweep(model, variant, ways, proposal["active"], self.place / "pictures")
+        first = propose.first_round(len(self.held_out))
+        for prompts, most in zip((self.held_out[:first], self.held_out[first:]), proposal["depth"], strict=True):
+            cases += (
+                new := [self._case(prompt, group, most, proposal["steps"]) for prompt in prompts for group in groups]
+            )
+            shots += trial.pictures(new) or ()
+            if shards.leads():
+                self._rank(groups, cases, shots)
+            groups = shards.share(groups)
+        if shards.leads():
+            self._conclude(variant, cases, shots, notes, groups)
+
+    def _case(self, prompt: str, group: dict[str, Any], most: int, steps: int) -> Case:
+        """One picture of a group, with its settings and the first so many ways to each speed-up."""
+        guidance, named = group["guidance"], [name for names in group["tried"].values() for name in list(names)[:most]]
+        name = slug(prompt) if guidance is None else f"{slug(prompt)}-guidance-{guidance:g}"
+        command = self.command.with_options(prompt=prompt, seed=SEED, guidance=guidance)
+        settings = (*group["settings"], *named)
+        return Case(name, group["name"], prompt, SEED, steps, settings, command, guidance=guidance)
+
+    def _rank(self, groups: Sequence[dict[str, Any]], cases: Sequence[Case], shots: Sequence[Shot]) -> None:
+        """Put the ways with the nearest pictures first in each group, but for what the profile gives, which stays first."""
+        near = series.similarities(shots, cases, self.place / "pictures", {case.name: case.name for case in cases})
+        rows = results.by_group(results.rows(cases, shots, near, {}))
+        for group in groups:
+            for speedup, names in group["tried"].items():
+                usual, *_ = names
+                ranked = [row.setting for row in propose.nearest(rows.get(group["name"], ()), names)]
+                order = [usual, *(name for name in ranked if name != usual)]
+                group["tried"][speedup] = {name: names[name] for name in order}
 
     def _record(self, model: Model) -> None:
         """This rank's share of the generations, as far as they are not on disk; rank 0 gets those of all ranks."""
@@ -126,22 +160,44 @@ class Calibration:
             recording(model.pipeline, model.adapter, bar.update) as recorder,
         ):
             for prompt in missing:
-                model.generate(prompt, SEED)
-                traces.write(self._trace(prompt), self._seen(model, recorder, prompt))
-        shards.gather_files([self._trace(prompt) for prompt in mine], self.place)
+                image = model.generate(prompt, SEED)
+                traces.write(self._trace(prompt), self._seen(model, recorder, prompt, image.generation_time))
+        recorded = [self._trace(prompt) for prompt in mine]
+        shards.gather_files(
+            [each for path in recorded for each in (traces.gram_file(path), path) if each.exists()], self.place
+        )
 
     def _proposal(self) -> dict[str, Any]:
-        """What to try, as JSON holds it: variant and settings."""
+        """What to try, as JSON holds it: the variant; for each guidance (`at`; `guidance` is None for the command's own) its
+        settings and `propose.ways`; and how many of these.
+        """
         recorded = [traces.read(self._trace(prompt)) for prompt in self.prompts]
-        variant, steps = propose.variant_of(self._facts, recorded, self._existing), recorded[0].steps
+        variant, first = propose.variant_of(self._facts, recorded, self._existing), recorded[0]
+        active = len(first.sigma) / first.steps
+        groups: list[dict[str, Any]] = []
+        for guidance in self.guidances or (None,):
+            at = guidance or first.guidance or 1.0  # a model without guidance makes one call a step, as at 1
+            tried = {} if self.settings or active < 1 else propose.ways(variant, self._existing, recorded, at)
+            name = variant.id if guidance is None else f"{variant.id}, guidance {guidance:g}"
+            groups.append({"name": name, "guidance": guidance, "at": at, "settings": [], "tried": tried})
+        pace = float(np.mean([trace.seconds or 0.0 for trace in recorded])) / len(first.sigma)
         return {
             "variant": json.loads(json.dumps(as_table(variant), default=as_table)),
-            "settings": list(self.settings or propose.settings(variant, recorded)),
-            "steps": steps,
-            "active": len(recorded[0].sigma) / steps,
+            "settings": list(self.settings or propose.settings(variant, recorded, schedules=active == 1)),
+            "groups": groups,
+            "depth": propose.depth(first.sigma, len(self.held_out), pace * len(groups), self.minutes),
+            "steps": first.steps,
+            "active": active,
         }
 
-    def _conclude(self, variant: Variant, cases: Sequence[Case], shots: Sequence[Shot], notes: list[str]) -> None:
+    def _conclude(
+        self,
+        variant: Variant,
+        cases: Sequence[Case],
+        shots: Sequence[Shot],
+        notes: list[str],
+        groups: Sequence[dict[str, Any]],
+    ) -> None:
         """Choose, and write the report and the coefficient file."""
         from mflux_teacache_plugin.measure import report  # matplotlib takes its time
 
@@ -149,10 +205,16 @@ class Calibration:
         title, pictures = f"Calibration of {variant.id}", self.place / "pictures"
         facts = {"variant": asdict(variant)}
         self.rows, _ = report.conclude(title, about.strip(), facts, cases, shots, pictures, self.place)
-        if cases:
-            told = f"Held-out prompts on which settings were tried: {len(cases)}."
-            notes = [f"{told} {results.verdict(self.rows)}", *notes]
-        self.variant = propose.recommending(variant, self.rows, notes)
+        rows, lists = results.by_group(self.rows), []
+        for group in groups if cases else ():
+            of_group = rows[group["name"]]
+            found = propose.step_lists(of_group, group["tried"], cases[0].steps, group["at"])
+            nearer = ", ".join(str(len(each.computed)) for each in found if each.plain_is_nearer)
+            told = f"At {cases[0].steps} steps, guidance {group['at']:g}: {len(self.held_out)} held-out prompts."
+            lost = f" Plain mflux comes nearer where {nearer} of the steps are computed." * bool(nearer)
+            notes.append(f"{told} {results.verdict(of_group)}{lost}")
+            lists += found
+        self.variant = propose.recommending(variant, rows.get(groups[0]["name"], ()), notes, lists)
         coefficient_file.write(self.variant, self.file, COMMENT, self.force)
 
     def _trace(self, prompt: str) -> Path:
@@ -170,7 +232,7 @@ class Calibration:
             raise TraceError(f"{path} is of another run", cause=f"of {told}, now {ours}", hint=hint)
         return True
 
-    def _seen(self, model: Model, recorder: Recorder, prompt: str) -> Trace:
+    def _seen(self, model: Model, recorder: Recorder, prompt: str, seconds: float) -> Trace:
         """The generation that was recorded just now."""
         config, steps = recorder.config, len(recorder.sigma)
         if steps < FEWEST_STEPS:
@@ -195,6 +257,8 @@ class Calibration:
             steps=config.num_inference_steps,
             guidance=None if config.guidance is None else float(config.guidance),
             sigma=tuple(recorder.sigma),
+            seconds=round(seconds, 3),
+            gram=recorder.gram(),
             **usable,
         )
 

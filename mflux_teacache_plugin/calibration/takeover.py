@@ -39,6 +39,7 @@ class Model:
     def __init__(self, pipeline: Any, adapter: Adapter, generate: Callable[..., Any], asked: dict[str, Any]) -> None:
         self.pipeline, self.adapter = pipeline, adapter
         self.steps: int | None = asked.get("num_inference_steps")  #: that the command asks for, if it says so
+        self.has_guidance = "guidance" in asked  #: whether the command passes one on
         self._generate, self._asked = generate, asked
         self._prompt: str | None = None
         # the command's own callbacks free the text encoder after the first prompt, save intermediate steps, and so on

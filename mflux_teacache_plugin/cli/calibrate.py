@@ -14,6 +14,7 @@ from mflux_teacache_plugin.cli import output
 from mflux_teacache_plugin.errors import SettingsError
 from mflux_teacache_plugin.measure import metrics, results
 from mflux_teacache_plugin.measure.runs import Command
+from mflux_teacache_plugin.methods.method import to_float
 
 #: Prompts on which settings are tried, out of ten; at least one.
 HELD_OUT = 3
@@ -32,8 +33,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--prompts", type=Path, metavar="FILE", help="one prompt a line; default: ten of its own")
     told = "prompts to try settings on, the last ones; default: 3 of 10; 0: none"
     add("--held-out", type=int, metavar="N", help=told)
-    told = "what to try, as --teacache takes it; default: what suits the fit"
+    told = "what to try, as --teacache takes it; default: thresholds and schedules that suit what is recorded"
     add("--settings", nargs="+", type=setting, metavar="VALUE", default=(), help=told)
+    told = "guidance scales to make pictures at, each with schedules of its own; default: the command's own"
+    add("--guidances", nargs="+", type=positive, metavar="G", default=(), help=told)
+    told = "that making pictures may take, about, which decides how many schedules are tried; default: 60"
+    add("--minutes", type=positive, metavar="M", default=60.0, help=told)
     where = parser.add_mutually_exclusive_group()
     where.add_argument(
         "--output", type=Path, metavar="FOLDER", help="for the coefficient file; default: your own files'"
@@ -63,6 +68,8 @@ def run(args: argparse.Namespace) -> int:
         prompts=prompts[:fitted],
         held_out=prompts[fitted:],
         settings=tuple(dict.fromkeys(args.settings)),
+        guidances=tuple(dict.fromkeys(args.guidances)),
+        minutes=args.minutes,
         id=args.id,
         output=None if args.into_model else args.output or choose.catalog().user_folder,
         folder=args.folder,
@@ -72,6 +79,14 @@ def run(args: argparse.Namespace) -> int:
     if calibration.variant is not None:
         _print(calibration, args.format)
     return 0
+
+
+def positive(text: str) -> float:
+    """A finite number above 0. ArgumentTypeError for any other text."""
+    value = to_float(text)
+    if not 0 < value < float("inf"):
+        raise ArgumentTypeError(f"'{text}' is not a number above 0")
+    return value
 
 
 def setting(text: str) -> str:
@@ -114,5 +129,7 @@ def _print(found: Calibration, format: str) -> None:
         )
         return
     if found.rows:
-        output.print_table(results.HEAD, [line for row in found.rows for line in results.cells(row)])
+        most = max(row.pictures for row in found.rows)
+        shown = [row for row in found.rows if row.pictures == most]
+        output.print_table(results.HEAD, [line for row in shown for line in results.cells(row)])
     print(f"\n{variant.provenance.notes}\n\nwrote {found.file}\nreport: {report}")

@@ -68,7 +68,9 @@ def conclude(
 def lines(
     cases: Sequence[Case], shots: Sequence[Shot], near: Mapping[str, Similarity], folder: Path
 ) -> dict[str, Lines]:
-    """By group, for each case and setting: prompt and setting, and tiles: plain, the setting, plain with as many steps."""
+    """By group, for each case and each setting that all of them have: prompt and setting, and three tiles, plain, with the
+    setting, and plain with as many steps.
+    """
     first = {(shot.case, shot.setting, shot.steps): shot for shot in shots if shot.repetition == 0}
 
     def tile(title: str, shot: Shot) -> Tile:
@@ -80,7 +82,8 @@ def lines(
     found: dict[str, Lines] = {}
     for case in cases:
         plain = tile("plain", first[case.name, OFF, case.steps])
-        for setting in case.settings:
+        others = [other for other in cases if other.group == case.group]
+        for setting in (each for each in case.settings if all(each in other.settings for other in others)):
             shot = first[case.name, setting, case.steps]
             fewer = first[case.name, OFF, shot.run.fewer(first[case.name, OFF, case.steps].run)]
             label = setting if len(cases) == 1 else f"{case.prompt}\n{setting}"
@@ -99,7 +102,8 @@ def write(
     groups, commands = by_group(rows), {}
     for number, (group, of_group) in enumerate(groups.items(), start=1):
         chosen, first = results.best(of_group), next(case for case in cases if case.group == group)
-        commands[group] = first.command.with_options(steps=first.steps, teacache=chosen and chosen.setting)
+        setting = chosen and chosen.setting.partition(" ")[0]  # a name begins with what --teacache takes
+        commands[group] = first.command.with_options(steps=first.steps, teacache=setting)
         if group in shown:
             grid(shown[group], out / (f"comparison-{number}.png" if len(groups) > 1 else "comparison.png"))
     charts = {"frontier.png": frontier(rows)} if shown else {}
@@ -163,7 +167,10 @@ def frontier(rows: Sequence[Row]) -> Any:
             rivals = [(row.fewer, row.fewer_quality) for row in settings]
             fewer = sorted({(getattr(cost, of), near.psnr) for cost, near in rivals if cost and near})
             axis.plot(*zip(*fewer, strict=True), "o-", color="tab:orange", label="plain, fewer steps")
-            points = [(getattr(row.cost, of), row.quality.psnr, row.setting) for row in settings if row.quality]
+            most = max(row.pictures for row in settings)  # only what went through to the end is named
+            names = [row.setting if row.pictures == most else "" for row in settings]
+            found = zip(settings, names, strict=True)
+            points = [(getattr(row.cost, of), row.quality.psnr, name) for row, name in found if row.quality]
             _points(axis, points, "settings", "tab:blue")
             axis.axvline(getattr(plain.cost, of), color="grey", linestyle=":", label="plain, all steps")
         line[0].xaxis.set_major_locator(MaxNLocator(integer=True))

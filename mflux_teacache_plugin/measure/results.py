@@ -35,6 +35,7 @@ class Row:
     """One setting on one group of cases, against plain mflux at the same steps and at as many as it computed.
 
     Attributes:
+        pictures: so many cases of the group were made with the setting; not all are, where the first ones say enough.
         skipped: share of the loop's steps that were not computed.
         speedup: of the denoising loop, achieved; `ideal` is what the computed steps alone would give.
         whole: the group of the whole model, if this one is quantized and the suite has both; `whole_quality`: against it.
@@ -45,6 +46,7 @@ class Row:
     group: str
     setting: str
     steps: int
+    pictures: int
     cost: Cost
     skipped: float
     speedup: float
@@ -87,15 +89,30 @@ def rows(
         skipped, speedup = 1 - cost.computed / full.computed, full.seconds / max(cost.seconds, 1e-9)
         ideal, whole = full.computed / cost.computed, group_of.get(of_group[0].whole)
         against = summarize([near_whole[each[0].file] for each in cached]) if whole else None
-        common = (of_group[0].group, setting, cached[0][0].steps, cost, skipped, speedup, ideal, whole, against)
+        common = (
+            of_group[0].group,
+            setting,
+            cached[0][0].steps,
+            len(cached),
+            cost,
+            skipped,
+            speedup,
+            ideal,
+            whole,
+            against,
+        )
         if setting == OFF:
             return Row(*common)
         quality, other_quality = (summarize([near[each[0].file] for each in way]) for way in (cached, fewer))
         rival = (quality, other, other_quality, full.seconds / max(other.seconds, 1e-9))
         return Row(*common, _advice(skipped, speedup, quality, other_quality), *rival)
 
-    groups = [[case for case in cases if case.group == group] for group in dict.fromkeys(group_of.values())]
-    return [row(setting, of_group) for of_group in groups for setting in (OFF, *of_group[0].settings)]
+    found = []
+    for group in dict.fromkeys(group_of.values()):
+        of_group = [case for case in cases if case.group == group]
+        tried = dict.fromkeys((OFF, *(setting for case in of_group for setting in case.settings)))
+        found += [row(each, [case for case in of_group if each in (OFF, *case.settings)]) for each in tried]
+    return found
 
 
 def _cost(way: list[list[Shot]]) -> Cost:
@@ -120,8 +137,13 @@ def _advice(skipped: float, speedup: float, quality: Summary, fewer: Summary) ->
 
 
 def best(of_group: Sequence[Row]) -> Row | None:
-    """The fastest setting that keeps its pictures and beats plain mflux with as many steps, if one does."""
-    kept = [row for row in of_group if row.quality is not None and row.quality.ssim_worst >= FINAL]
+    """The fastest setting that keeps its pictures and beats plain mflux with as many steps, if one does.
+
+    Settings that fewer pictures were made with than with others do not count.
+    """
+    most = max((row.pictures for row in of_group if row.quality is not None), default=0)
+    judged = [row for row in of_group if row.pictures == most]
+    kept = [row for row in judged if row.quality is not None and row.quality.ssim_worst >= FINAL]
     good = [row for row in kept if row.skipped > 0 and row.gain > 0 and row.speedup > 1]
     return max(good, key=lambda row: row.speedup, default=None)
 

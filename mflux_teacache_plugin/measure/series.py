@@ -24,6 +24,7 @@ class Case:
         group: cases of one group are summed up in one row for each setting.
         settings: what it is made with beside plain mflux.
         command: with prompt and seed, without steps and setting.
+        guidance: where it is not the command's own.
         whole: the case of the same picture by the whole model, or the least quantized one; "" for that one itself.
     """
 
@@ -35,6 +36,7 @@ class Case:
     settings: tuple[str, ...]
     command: Command
     whole: str = ""
+    guidance: float | None = None
 
     @property
     def most_shots(self) -> int:

@@ -1,10 +1,13 @@
-"""Schedules from lists that others published: which steps of a real checkpoint they found worth computing.
+"""Schedules from lists: which steps of a real checkpoint others, or a calibration's pictures, found worth computing.
 
 A list for 50 steps is followed to the letter in a run of 50 steps. For any other run it says how dense the computed steps
 lie along σ: its first step stands on the run's first, its last on the last, the others at their shares of the way, on
 whatever σ grid the run's sampler has there; and between two listed steps there is one computed step's worth. Lists are
 compared by how many steps they compute, for that is what can be spent along σ: ten steps lie where a list of ten has them,
 whether the run has 20 steps or 50.
+
+A calibration's lists hold for the guidance that they were made at. A run follows those of the nearest guidance and, of these, of
+the nearest number of steps.
 
 Each schedule is the next longer one without one step, so one more step asked for never loses one. Only from one list of
 the run's own number of steps to the next does it not hold: they were not made out of each other.
@@ -36,6 +39,20 @@ it again): those of 10 to 12 steps, of 13 to 17, of 18 to 22 and of 23 to 26. A 
 """
 
 
+def suited(lists: Sequence["StepList"], facts: "Facts") -> list["StepList"]:
+    """Of a model's lists those of the runs that are most like this one; those without a guidance suit all alike."""
+    made = [each for each in lists if each.guidance is not None]
+    if not made:
+        return list(lists)
+
+    def distance(each: "StepList") -> tuple[float, float]:
+        apart = 0.0 if facts.guidance is None else abs(np.log(max(each.guidance or 0, 0.1) / max(facts.guidance, 0.1)))
+        return float(apart), float(abs(np.log(each.steps / (facts.first + facts.steps))))
+
+    least = min(map(distance, made))
+    return [each for each in made if distance(each) == least]
+
+
 def counts(listed: "StepList", places: Sequence[float] | np.ndarray) -> np.ndarray:
     """How many of a list's steps lie before each place, with one step's worth between two of them."""
     steps = np.array(listed.computed) / (listed.steps - 1)
@@ -52,21 +69,24 @@ def common(lists: Sequence["StepList"]) -> dict[int, list[float]]:
     return rows
 
 
-def schedule(lists: Sequence["StepList"], facts: "Facts", count: int) -> tuple[int, ...]:
+def schedule(
+    lists: Sequence["StepList"], facts: "Facts", count: int, places: np.ndarray | None = None
+) -> tuple[int, ...]:
     """The steps to compute, `count` of the run's (2 or more, unless it has one), the first and the last among them.
 
-    The lists are the model's; empty for what all have in common. Of two that compute as many steps the first is followed to the
+    The lists are those `suited` to the run; empty for what all have in common. `places` are the shares of the run at which
+    each step counts as standing, for a run on another sampler's σ; by default where it stands. Of two that compute as many steps the first is followed to the
     letter, and the mean of their densities elsewhere. Where the run begins late, the lists' first part is left out.
     """
     steps, whole = facts.steps, facts.first + facts.steps
-    places = np.arange(facts.first, whole) / max(1, whole - 1)
-    before = {size: np.interp(places, PLACES, shares) * (size - 1) for size, shares in COMMON.items()}
+    at = np.arange(facts.first, whole) / max(1, whole - 1) if places is None else places
+    before = {size: np.interp(at, PLACES, shares) * (size - 1) for size, shares in COMMON.items()}
     exact = {steps: tuple(range(steps))}
     if lists:
         sizes = {len(each.computed) for each in lists}
         alike = {size: [each for each in lists if len(each.computed) == size] for size in sizes}
-        before = {size: np.mean([counts(each, places) for each in alike[size]], axis=0) for size in sizes}
-        if facts.first == 0:
+        before = {size: np.mean([counts(each, at) for each in alike[size]], axis=0) for size in sizes}
+        if facts.first == 0 and places is None:
             exact |= {len(each.computed): each.computed for each in reversed(lists) if each.steps == steps}
     dense = {size: np.append(np.diff(reached), 1.0) for size, reached in before.items()}
     longer: tuple[int, ...] = exact[steps]

@@ -13,13 +13,15 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
 
+from mflux_teacache_plugin.caching.forecast import ORDERS
 from mflux_teacache_plugin.caching.gate import Change, Facts, Gate, Verdict
+from mflux_teacache_plugin.caching.step_cache import Cache
 from mflux_teacache_plugin.errors import SettingsError
 from mflux_teacache_plugin.methods import published
 from mflux_teacache_plugin.methods.method import Method, Setup, plain, to_float
 
 if TYPE_CHECKING:
-    from mflux_teacache_plugin.variants import Profile, Variant
+    from mflux_teacache_plugin.variants.variant import Profile, StepList, Variant
 
 #: Speed-ups lie in (1, MAX_SPEEDUP].
 MAX_SPEEDUP = 10.0
@@ -35,6 +37,8 @@ FEW_STEPS = 15
 #: and 50 steps; another scheduler's lies .2 away and more), and by this factor its guidance from the profile's.
 SAME_SIGMA, SAME_GUIDANCE = 0.1, 1.5
 
+PLAIN_IS_NEARER = "fewer steps without a cache came nearer in the calibration"
+
 
 def covers(knots: Sequence[float], sigmas: Sequence[float]) -> bool:
     """Whether a profile over these σ (falling) reaches over a run at `sigmas`.
@@ -45,14 +49,19 @@ def covers(knots: Sequence[float], sigmas: Sequence[float]) -> bool:
     return max(sigmas) <= earliest and min(sigmas) >= latest
 
 
-def outside(profile: "Profile", facts: Facts) -> str:
-    """What of a run its profile did not record, in a few words; empty if there is nothing of the kind."""
-    found, whole = [], facts.first + facts.steps
+def other_sigmas(profile: "Profile", facts: Facts) -> bool:
+    """Whether the run's σ are those of another sampler than the profile's."""
+    whole = facts.first + facts.steps
     recorded = [step / len(profile.sigma) for step in range(len(profile.sigma))]
     sigmas = np.interp([step / whole for step in range(facts.first, whole)], [*recorded, 1.0], [*profile.sigma, 0.0])
-    if np.abs(sigmas - facts.sigmas).max() > SAME_SIGMA:
+    return bool(np.abs(sigmas - facts.sigmas).max() > SAME_SIGMA)
+
+
+def outside(profile: "Profile | None", recorded_at: float | None, facts: Facts) -> str:
+    """What of a run was not recorded, in a few words; empty if there is nothing of the kind."""
+    found, ours = [], facts.guidance
+    if profile is not None and other_sigmas(profile, facts):
         found.append("other sigmas")
-    ours, recorded_at = facts.guidance, profile.guidance
     if ours and recorded_at and not 1 / SAME_GUIDANCE <= ours / recorded_at <= SAME_GUIDANCE:
         found.append(f"guidance {ours:g}, not {recorded_at:g}")
     return f"outside what was recorded: {', '.join(found)}" if found else ""
@@ -111,17 +120,24 @@ class ScheduleGate(Gate):
 
 @dataclass(frozen=True)
 class Speedup(Method):
-    """As many steps as give the speed-up, where published lists, the variant's profile or what all lists share want them."""
+    """As many steps as give the speed-up, where the variant's lists, its profile or what all published lists share want them.
+
+    Without a forecast that somebody asks for, a calibration's list says which one stands in; without a list it is a line.
+    """
 
     factor: float = 1.5
     least: int = field(default=LEAST_STEPS, kw_only=True, compare=False)
-    usual_forecast: ClassVar[str] = "linear"
+    usual_forecast: ClassVar[str] = ""
     keeps: ClassVar[Literal["prediction", "residual"]] = "prediction"
     nothing: ClassVar[str] = "the speed-up leaves no step out; ask for a higher one"
 
     @property
     def setting(self) -> str:
         return f"{plain(self.factor)}x"
+
+    @property
+    def order(self) -> int:
+        return ORDERS[self.forecast or "linear"]
 
     def as_recommended(self, variant: "Variant | None") -> "Speedup":
         recorded = [] if variant is None else [each.steps for each in variant.step_lists]
@@ -146,23 +162,49 @@ class Speedup(Method):
         shared = f"so {self} computes the steps that published schedules of other models share"
         return (f"there are no coefficients for {name}, {shared}",) if variant is None else ()
 
+    def cache(self, setup: Setup) -> Cache:
+        found = self._found(setup.variant, setup.facts)
+        if self.forecast or found is None or found.forecast is None:
+            return super().cache(setup)
+        return replace(self, forecast=found.forecast).cache(setup)
+
     def gate(self, setup: Setup) -> Gate:
         self.check_steps(setup.facts.steps)
-        if setup.variant is not None and setup.variant.profile is not None and not setup.variant.step_lists:
-            setup.record.note = outside(setup.variant.profile, setup.facts)
-        return ScheduleGate(self.schedule(setup.variant, setup.facts))
+        variant, facts, found = setup.variant, setup.facts, self._found(setup.variant, setup.facts)
+        if variant is not None and found is not None:
+            note = outside(variant.profile, found.guidance, facts)
+            setup.record.note = ", ".join(filter(None, [note, PLAIN_IS_NEARER * found.plain_is_nearer]))
+        elif variant is not None and variant.profile is not None and not variant.step_lists:
+            setup.record.note = outside(variant.profile, variant.profile.guidance, facts)
+        return ScheduleGate(self.schedule(variant, facts))
+
+    def count(self, facts: Facts) -> int:
+        """So many steps are computed."""
+        return max(budget(self.factor, facts.steps), min(2, facts.steps))
 
     def schedule(self, variant: "Variant | None", facts: Facts) -> tuple[int, ...]:
-        """The steps to compute: by published lists of the model, else by its profile, else by what all lists share."""
-        count = max(budget(self.factor, facts.steps), min(2, facts.steps))
-        lists = () if variant is None else variant.step_lists
-        profile = None if variant is None or lists else variant.profile
-        if profile is None or not covers(profile.sigma, facts.sigmas):
+        """The steps to compute: by lists of the model, else by its profile, else by what all published lists share."""
+        count = self.count(facts)
+        lists = [] if variant is None else published.suited(variant.step_lists, facts)
+        profile = None if variant is None else variant.profile
+        if lists and lists[0].guidance is not None and profile is not None and other_sigmas(profile, facts):
+            # another sampler: where along σ the recorded run computed, there this one does
+            shares = np.arange(len(profile.sigma)) / (len(profile.sigma) - 1)
+            places = np.interp(facts.sigmas, profile.sigma[::-1], shares[::-1])
+            return published.schedule(lists, facts, count, places)
+        if lists or profile is None or not covers(profile.sigma, facts.sigmas):
             return published.schedule(lists, facts, count)
         # The first steps decide the layout: on the demo model it costs more to skip one of them than any profile says. So
         # the points that a forecast is drawn through are computed first, and one more.
         lead = min(self.order + 2, max(1, count // 4)) if self.order else 1
         return spread(expected_changes(profile.sigma, profile.change, facts.sigmas), count, lead)
+
+    def _found(self, variant: "Variant | None", facts: Facts) -> "StepList | None":
+        """The calibration's list that is nearest to the run and its count; None without one."""
+        lists = [] if variant is None else published.suited(variant.step_lists, facts)
+        share = self.count(facts) / facts.steps
+        made = [each for each in lists if each.guidance is not None]
+        return min(made, key=lambda each: abs(math.log(len(each.computed) / each.steps / share)), default=None)
 
 
 def parse(setting: str) -> Speedup:

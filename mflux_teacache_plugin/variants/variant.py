@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mflux_teacache_plugin import checks
+from mflux_teacache_plugin.caching.forecast import ORDERS
 from mflux_teacache_plugin.checks import Problems, as_table, check_table, key_field, read_toml, show
 from mflux_teacache_plugin.errors import VariantFileError
 
@@ -56,10 +57,17 @@ class Profile:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StepList:
-    """A published list of the steps to compute, from 0, in a run of so many `steps`."""
+    """A list of the steps to compute, from 0, in a run of so many `steps`: published, or found by pictures.
+
+    A calibration's has the `guidance` that its pictures were made at, and says what they chose: the `forecast`, and whether
+    plain mflux with as many steps came nearer all the same.
+    """
 
     steps: int = key_field(checks.count, "steps = 50")
     computed: tuple[int, ...] = key_field(checks.step_list, 'computed = "0-10,12,15,49"')
+    guidance: float | None = key_field(checks.number, "guidance = 4.0", default=None)
+    forecast: str | None = key_field(checks.text, 'forecast = "reuse"', default=None)
+    plain_is_nearer: bool = key_field(checks.flag, "plain_is_nearer = true", default=False)
     source: str | None = key_field(checks.text, 'source = "who published it"', default=None)
 
 
@@ -114,7 +122,11 @@ class Variant:
         """Twelve hex digits over the numbers that decide, so that a replay can tell whether they changed."""
         numbers = (self.polynomial, self.range, self.threshold, self.guard.first, self.guard.last)
         profile = self.profile and {"sigma": self.profile.sigma, "change": self.profile.change}
-        placed = (profile, [{"steps": each.steps, "computed": each.computed} for each in self.step_lists])
+        told = ("steps", "computed", "guidance", "forecast")
+        lists = [
+            {key: getattr(each, key) for key in told if getattr(each, key) is not None} for each in self.step_lists
+        ]
+        placed = (profile, lists)
         further = () if self.mag_ratios is None else (self.mag_ratios,)
         return hashlib.sha256(json.dumps((numbers, placed, *further)).encode()).hexdigest()[:12]
 
@@ -137,6 +149,9 @@ def _judge_as_a_whole(values: dict[str, Any], problems: Problems) -> None:
         if last != published.steps - 1 or first != 0:
             fix = f"compute the first and the last of {published.steps} steps, 0 and {published.steps - 1}"
             problems.add(f"step_lists[{index}].computed", f"goes from {first} to {last}", fix)
+        if published.forecast not in (None, *ORDERS):
+            fix = f"there are {', '.join(ORDERS)}"
+            problems.add(f"step_lists[{index}].forecast", f"no forecast is called {published.forecast}", fix)
 
 
 def read_variant(path: Path) -> Variant:
