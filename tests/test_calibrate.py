@@ -1,18 +1,21 @@
 """`mflux-teacache calibrate` on tiny checkpoints, through mflux's own commands."""
 
 import json
+import re
 import subprocess
 import sys
 import sysconfig
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import mlx.core as mx
 import numpy as np
 import pytest
 
 from mflux_teacache_plugin import _startup
-from mflux_teacache_plugin.calibration import takeover, traces
+from mflux_teacache_plugin.calibration import schedules, takeover, traces
 from mflux_teacache_plugin.calibration.record import recording
+from mflux_teacache_plugin.calibration.traces import Trace
 from mflux_teacache_plugin.choose import registry
 from mflux_teacache_plugin.cli import main
 from mflux_teacache_plugin.cli.calibrate import read_prompts
@@ -28,7 +31,7 @@ pytestmark = pytest.mark.usefixtures("tiny", "eager")
 
 ROOT = Path(__file__).parent.parent
 STEPS = 6
-KINDS = ("output", "signal", "prediction")
+KINDS = ("output", "signal", "prediction", "growth")
 
 
 @pytest.fixture(autouse=True)
@@ -57,8 +60,10 @@ def calibrate(tiny, tmp_path, prompts, capsys, monkeypatch) -> Callable[..., tup
     """Calibrate a case's model: exit code, stdout, stderr."""
     monkeypatch.chdir(tmp_path)
 
-    def calibrate(of: Case, *options: object, more: tuple = ("--steps", STEPS)) -> tuple[int, str, str]:
-        argv = ["calibrate", "--prompts", prompts, "--settings", "0.2", "1.5x", *options]
+    def calibrate(
+        of: Case, *options: object, more: tuple = ("--steps", STEPS), settings: tuple = ("--settings", "0.2", "1.5x")
+    ) -> tuple[int, str, str]:
+        argv = ["calibrate", "--prompts", prompts, *settings, *options]
         words = of.argv(tiny, *more)
         at = words.index("--prompt")
         del words[at : at + 2]  # calibrate brings prompts of its own
@@ -100,12 +105,65 @@ def test_a_model_gets_a_file_of_its_own_that_works_at_once(calibrate, tiny, tmp_
 
     trace = traces.read(next((tmp_path / "found" / "traces").glob("a-red-fox-*.toml")))
     assert (trace.prompt, trace.steps, trace.sigma[0], len(trace.sigma)) == ("a red fox", STEPS, 1.0, STEPS)
-    assert {len(row) for row in (trace.output, trace.signal, trace.prediction)} == {STEPS - 1}
+    assert {len(row) for row in (trace.output, trace.signal, trace.prediction, trace.growth)} == {STEPS - 1}
     assert trace.guidance == variant.profile.guidance == of.guidance and f"guidance {of.guidance:g}" in trace.recipe
-    assert len(list((tmp_path / "found" / "traces").iterdir())) == 2, "the third prompt was held out"
+    assert len(list((tmp_path / "found" / "traces").glob("*.toml"))) == 2, "the third prompt was held out"
 
     run_command(of.command, of.argv(tiny, "--steps", STEPS, "--teacache", "1.5x"), tmp_path)
     assert "tiny-flux2" in capsys.readouterr().err
+
+
+def test_schedules_are_chosen_at_every_guidance_that_is_named(
+    calibrate, tiny, tmp_path, user_folder, monkeypatch, capsys
+):
+    of = case("klein-base")
+    options = ("--folder", "found", "--guidances", 2, 6, "--minutes", 100, "--format", "json")
+    code, out, err = calibrate(of, *options, more=("--steps", 9), settings=())
+    assert code == 0, err
+    variant = read_variant(user_folder / "tiny-flux2.toml")
+    tried = {(each["group"], each["setting"]) for each in json.loads(out)["tried"]}
+    for guidance in (2, 6):
+        names = [setting for group, setting in tried if group == f"tiny-flux2, guidance {guidance}"]
+        assert {"2x profile linear", "2x optimum linear", "2x even reuse"} <= {*names} or len(names) > 10
+    assert variant.mag_ratios is not None and len(variant.mag_ratios) == 9
+    for each in variant.step_lists:
+        assert (
+            each.steps == 9
+            and each.guidance in (2.0, 6.0)
+            and each.forecast in ("linear", "reuse")
+            and "dB" in each.source
+        )
+    report = (tmp_path / "found" / "report.html").read_text()
+    assert "guidance 2" in report and "guidance 6" in report
+    assert "At 9 steps, guidance 6: 1 held-out prompts." in variant.provenance.notes
+
+    made = generations(monkeypatch)
+    assert calibrate(of, *options, "--force", more=("--steps", 9), settings=())[0] == 0
+    assert made == [] and read_variant(user_folder / "tiny-flux2.toml").step_lists == variant.step_lists
+    run_command(of.command, of.argv(tiny, "--steps", 9, "--guidance", 6, "--teacache", "2x"), tmp_path)
+    assert "skipped 5 of 9 steps (2x, tiny-flux2)" in capsys.readouterr().err
+
+
+def test_the_recorded_products_are_those_of_the_predictions(tiny):
+    of = case("klein-base")
+    model = of.build(tiny)
+    with recording(model, registry().serving(type(model))["klein-base"]) as recorder:
+        of.generate(model, tiny)
+        gram = recorder.gram()
+        rows = [
+            [np.array(each.astype(mx.float32)).ravel().astype(float) for each in row] for row in recorder._predictions
+        ]
+    steps = len(recorder.sigma)
+    assert gram.shape == (3 * steps, 3 * steps) and np.allclose(gram, gram.T, rtol=1e-3)
+    first, last = rows[0][0], rows[-1][0]
+    assert np.isclose(gram[0, steps - 1] / gram[0, 0], first @ last / (first @ first), rtol=1e-2)
+    guidance = schedules.gram_at(
+        Trace("c", "0", "p", "r", steps, tuple(recorder.sigma), (0.1,) * (steps - 1), guidance=of.guidance, gram=gram),
+        7.0,
+    )
+    negative, positive = (np.array([row[kind] for row in rows]) for kind in (2, 1))
+    wanted = negative + 7.0 * (positive - negative)
+    assert np.allclose(guidance / guidance[0, 0], wanted @ wanted.T / (wanted[0] @ wanted[0]), rtol=2e-2, atol=2e-2)
 
 
 def test_an_interrupted_calibration_goes_on_where_it_stopped(calibrate, monkeypatch, user_folder):
@@ -259,7 +317,9 @@ def test_the_built_in_prompts_are_ten():
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    """Of every file, without the seconds that were measured."""
+    found = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    return {name: re.sub(rb"seconds = [\d.]+", b"", data) for name, data in found.items()}
 
 
 @pytest.mark.xdist_group("compiled")
@@ -276,4 +336,4 @@ def test_two_ranks_write_what_one_process_writes(tmp_path, prompts):
         assert done.stdout.count("wrote ") == 1, done.stderr
     one, two = contents(tmp_path / "one"), contents(tmp_path / "two")
     assert one == two
-    assert "files/mine.toml" in one and sum(name.startswith("traces/") for name in one) == 3 and "report.html" in one
+    assert "files/mine.toml" in one and sum(name.startswith("traces/") for name in one) == 6 and "report.html" in one

@@ -1,13 +1,16 @@
 """Traces, fits and the files made of them: numbers only, no mflux."""
 
+import itertools
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mflux_teacache_plugin.calibration import coefficient_file, fit, propose, traces
+from mflux_teacache_plugin import methods
+from mflux_teacache_plugin.calibration import coefficient_file, fit, propose, schedules, traces
 from mflux_teacache_plugin.calibration.fit import OWN, PROFILE, PUBLISHED
 from mflux_teacache_plugin.calibration.traces import Trace, TraceError
 from mflux_teacache_plugin.checks import as_table
@@ -15,6 +18,7 @@ from mflux_teacache_plugin.measure.metrics import Summary
 from mflux_teacache_plugin.measure.results import Cost, Row
 from mflux_teacache_plugin.variants import Profile, Provenance, Variant, read_variant
 from mflux_teacache_plugin.variants.catalog import packaged_folder
+from mflux_teacache_plugin.variants.variant import StepList
 
 
 def groups_of(polynomial, prompts=4, pairs=12, noise=0.0, seed=0):
@@ -100,9 +104,10 @@ def test_what_is_tried_are_thresholds_around_the_own_one_and_speed_ups():
     assert (
         propose.UNSEEN in variant.provenance.notes and variant.provenance.recipe == "4 prompts, 13 steps, mflux 0.24.0"
     )
-    tried = propose.settings(variant, told)
-    assert tried[-3:] == ["1.5x", "2x", "3x"] and f"{variant.threshold:g}" in tried[:-3]
-    assert 1 < len(tried[:-3]) <= 3 and sorted(tried[:-3], key=float) == tried[:-3]
+    tried = propose.settings(variant, told, schedules=False)
+    assert tried[-5:] == ["1.33x", "1.5x", "2x", "3x", "4x"] and f"{variant.threshold:g}" in tried[:-5]
+    assert 1 < len(tried[:-5]) <= 3 and sorted(tried[:-5], key=float) == tried[:-5]
+    assert propose.settings(variant, told, schedules=True) == tried[:-5]
 
 
 # ---- trace files -----------------------------------------------------------------------------------------------------
@@ -115,9 +120,22 @@ def write_trace(path, **changes):
 
 
 def test_what_is_written_is_read(tmp_path):
-    trace = a_trace('a "red" fox \\', prediction=(0.1, 1e-5, 0.25))
+    gram = np.random.default_rng(0).random((12, 12))
+    trace = replace(a_trace('a "red" fox \\', prediction=(0.1, 1e-5, 0.25), growth=(1.1, 1.0, 0.9)), gram=gram)
     traces.write(tmp_path / "new" / "t.toml", trace)
-    assert traces.read(tmp_path / "new" / "t.toml") == trace
+    found = traces.read(tmp_path / "new" / "t.toml")
+    assert found == trace and np.array_equal(found.gram, gram)
+
+
+@pytest.mark.parametrize("content", [b"", b"nothing", np.zeros((3, 3)), np.full((4, 4), np.nan), np.array(["text"])])
+def test_a_bad_gram_matrix_names_its_file(content, tmp_path):
+    path = write_trace(tmp_path / "t.toml")
+    if isinstance(content, bytes):
+        path.with_suffix(".npy").write_bytes(content)
+    else:
+        np.save(path.with_suffix(".npy"), content)
+    with pytest.raises(TraceError, match=r"t\.npy is no Gram matrix of 4 steps"):
+        traces.read(path)
 
 
 @pytest.mark.parametrize(
@@ -153,6 +171,9 @@ def test_a_rendered_file_reads_as_the_variant_it_came_from(tmp_path_factory, not
         threshold=0.2,
         profile=Profile(sigma=sigma, change=tuple(float(i) for i in range(40))),
         recommended="2x",
+        step_lists=[
+            {"steps": 9, "computed": "0-3,8", "guidance": 4.0, "forecast": "reuse", "plain_is_nearer": first > 1}
+        ],
         guard={"first": first, "last": 1},
         provenance=Provenance(source="a test", notes=notes, fitted=True),
     )
@@ -171,12 +192,12 @@ def test_every_shipped_file_survives_rendering(tmp_path):
 # ---- which setting ---------------------------------------------------------------------------------------------------
 
 
-def a_row(setting, computed, ssim, psnr, fewer_psnr):
+def a_row(setting, computed, ssim, psnr, fewer_psnr, pictures=3):
     cost = Cost(computed, seconds=1.0, wall=1.0, memory=1, mlx_memory=1)
     near, fewer = (Summary(s, s, p, p) for s, p in ((ssim, psnr), (0.9, fewer_psnr)))
     whole = {"fewer_speedup": 2.0, "whole": None, "whole_quality": None, "advice": ""}
     shares = {"skipped": 0.5, "speedup": 50 / computed, "ideal": 50 / computed}
-    return Row("m", setting, 50, cost, **shares, quality=near, fewer=cost, fewer_quality=fewer, **whole)
+    return Row("m", setting, 50, pictures, cost, **shares, quality=near, fewer=cost, fewer_quality=fewer, **whole)
 
 
 def test_the_fastest_good_setting_that_beats_plain_fewer_steps_is_recommended():
@@ -201,3 +222,124 @@ def test_nothing_is_recommended_where_nothing_is_good_enough():
         variant, [a_row("2x", 20, 0.93, 25.0, 20.0), a_row("3x", 15, 0.98, 28.0, 30.0)], ["why"]
     )
     assert found == variant.replace(provenance=Provenance(source="a test", notes="why"))
+
+
+def test_settings_that_only_some_pictures_were_made_with_are_not_recommended():
+    rows = [a_row("3x even reuse", 16, 0.99, 50.0, 30.0, pictures=1), a_row("2x profile linear", 25, 0.98, 40.0, 30.0)]
+    assert propose.recommending(a_variant(), rows, ["why"]).recommended == "2x"
+
+
+# ---- schedules -------------------------------------------------------------------------------------------------------
+
+
+def predictions(steps, seed=0, size=60):
+    """A run's: they drift, so that near ones are alike."""
+    random = np.random.default_rng(seed)
+    return random.standard_normal(size) + np.cumsum(0.3 * random.standard_normal((steps, size)), axis=0)
+
+
+def integrated(values, sigma, computed, order, weights):
+    """The squared errors of the gaps between computed steps, from the predictions themselves."""
+    widths, total = weights * (sigma - np.append(sigma[1:], 0)), 0.0
+    for at, (last, following) in enumerate(itertools.pairwise(computed)):
+        missed = np.zeros_like(values[0])
+        for step in range(last + 1, following):
+            forecast = values[last]
+            before = computed[at - 1] if order and at else last
+            if before < last and sigma[last] - sigma[step] <= 1.0001 * (sigma[before] - sigma[last]):
+                share = (sigma[last] - sigma[step]) / (sigma[before] - sigma[last])
+                forecast = forecast + share * (values[last] - values[before])
+            missed += widths[step] * (forecast - values[step])
+        total += (missed**2).sum()
+    return total
+
+
+@given(st.integers(4, 9), st.integers(0, 1), st.integers(0, 1000), st.data())
+@settings(max_examples=30, deadline=None)
+def test_no_schedule_makes_a_smaller_error_than_the_optimum(steps, order, seed, data):
+    count = data.draw(st.integers(3, steps))
+    random = np.random.default_rng(seed)
+    sigma = np.sort(random.uniform(0.01, 1, steps))[::-1]
+    values, weights = predictions(steps, seed), random.uniform(0.5, 20, steps)
+    cost = schedules.errors(values @ values.T, sigma, order, weights)
+    found = schedules.optimum(cost, count)
+    every = [(0, *inner, steps - 1) for inner in itertools.combinations(range(1, steps - 1), count - 2)]
+    direct = {each: integrated(values, sigma, each, order, weights) for each in every}
+    assert found in direct and direct[found] <= min(direct.values()) * (1 + 1e-6) + 1e-9
+    for each in every:
+        assert schedules.error_of(cost, each) == pytest.approx(direct[each], rel=1e-6, abs=1e-6)
+
+
+@pytest.mark.parametrize("prompt_first", [True, False])
+def test_two_branches_tell_what_another_guidance_would_have_predicted(prompt_first):
+    prompted, without = predictions(8, 1), predictions(8, 2)
+    branches = [prompted, without] if prompt_first else [without, prompted]
+    rows = np.concatenate([without + 4 * (prompted - without), *branches])
+    trace = replace(a_trace(sigma=np.linspace(1, 0.1, 8), output=[0.1] * 7), guidance=4.0, gram=rows @ rows.T)
+    wanted = without + 10 * (prompted - without)
+    assert np.allclose(schedules.gram_at(trace, 10.0), wanted @ wanted.T)
+    assert np.allclose(schedules.gram_at(trace, 4.0), rows[:8] @ rows[:8].T)
+    bent = np.concatenate([predictions(8, 3), *branches])  # a guidance of another kind
+    assert np.allclose(schedules.gram_at(replace(trace, gram=bent @ bent.T), 10.0), bent[:8] @ bent[:8].T), (
+        "what was recorded is taken as it is"
+    )
+
+
+def recorded(steps=24):
+    sigma, found = np.linspace(1, 0.05, steps), []
+    for seed in range(3):
+        values = predictions(steps, seed)
+        change = np.abs(np.diff(values, axis=0)).mean(axis=1) / np.abs(values[:-1]).mean(axis=1)
+        found.append(replace(a_trace(sigma=sigma, output=change), guidance=4.0, gram=values @ values.T))
+    return found
+
+
+def test_the_ways_to_a_speed_up_compute_as_many_steps_and_begin_with_the_profiles():
+    told = recorded()
+    variant = propose.variant_of(
+        {"id": "t", "adapter": "flux1", "models": ("t",), "weights_licence": "none"}, told, None
+    )
+    found = propose.ways(variant, None, told, 4.0)
+    assert list(found) == ["1.33x", "1.5x", "2x", "3x", "4x"]
+    for speedup, names in found.items():
+        parsed = {name: methods.parse(way) for name, way in names.items()}
+        assert {len(way.computed) for way in parsed.values()} == {int(24 / float(speedup[:-1]))}
+        assert next(iter(names)) == f"{speedup} profile linear" and len(set(names.values())) == len(names) > 5
+    assert propose.ways(variant, None, [replace(each, gram=None) for each in told], 4.0)["2x"].keys() <= {
+        f"2x {where} {forecast}" for where in ("profile", "published", "even") for forecast in ("linear", "reuse")
+    }, "without predictions nothing is an optimum"
+
+
+def test_the_time_decides_how_many_ways_are_tried():
+    sigma = np.linspace(1, 0.1, 50)
+    found = [propose.depth(sigma, 3, seconds=1.0, minutes=each) for each in (1, 20, 30, 60, 1000)]
+    assert found[0] == (1, 1) and found[-1] == (10, 3) and found == sorted(found)
+
+
+TRIED = {"2x": {"2x profile linear": "steps:0-10,12,15,23", "2x even reuse": "steps:0-10,13,15,23+reuse"}}
+
+
+@pytest.mark.parametrize(
+    ("usual", "other", "plain", "chosen"),
+    [
+        (40.0, 42.0, 30.0, ("reuse", False)),
+        (40.0, 40.5, 30.0, None),  # not worth a list
+        (40.0, 40.5, 41.0, ("linear", True)),  # plain mflux wins, and that is said
+        (40.0, 42.0, 43.0, ("reuse", True)),
+    ],
+)
+def test_pictures_choose_a_schedule_its_forecast_and_whether_it_beats_plain(usual, other, plain, chosen):
+    rows = [a_row("2x profile linear", 12, 0.9, usual, plain), a_row("2x even reuse", 12, 0.9, other, plain)]
+    found = propose.step_lists(rows, TRIED, 24, 4.0)
+    assert [(each.forecast, each.plain_is_nearer) for each in found] == ([] if chosen is None else [chosen])
+    assert all((each.steps, each.guidance) == (24, 4.0) for each in found)
+
+
+def test_a_second_calibration_keeps_the_lists_of_other_runs():
+    old = [StepList(steps=24, computed=(0, 5, 23), guidance=guidance) for guidance in (4.0, 10.0)]
+    new = [StepList(steps=24, computed=(0, 7, 23), guidance=4.0)]
+    notes = "R2.\nAt 24 steps, guidance 4: old\nAt 24 steps, guidance 10: old"
+    variant = a_variant(step_lists=old, provenance=Provenance(source="a", notes=notes))
+    found = propose.recommending(variant, [], ["At 24 steps, guidance 4: new"], new)
+    assert found.step_lists == (old[1], new[0])
+    assert found.provenance.notes == "R2.\nAt 24 steps, guidance 10: old\nAt 24 steps, guidance 4: new"

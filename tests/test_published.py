@@ -18,7 +18,8 @@ from mflux_teacache_plugin.variants import StepList, read_variant
 from mflux_teacache_plugin.variants.catalog import packaged_folder
 
 SHIPPED = {path.stem: read_variant(path).step_lists for path in sorted(packaged_folder().glob("*.toml"))}
-WITH_LISTS = {id: lists for id, lists in SHIPPED.items() if lists}
+#: What others published; a calibration's lists have a guidance.
+WITH_LISTS = {id: lists for id, lists in SHIPPED.items() if lists and lists[0].guidance is None}
 
 #: As published, written down a second time, apart from the files: by source and length.
 PUBLISHED = {

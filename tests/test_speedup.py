@@ -9,8 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mflux_teacache_plugin import methods
 from mflux_teacache_plugin.caching.gate import Facts
+from mflux_teacache_plugin.caching.stats import Generation
+from mflux_teacache_plugin.methods.method import Setup
 from mflux_teacache_plugin.methods.speedup import (
+    PLAIN_IS_NEARER,
     ScheduleGate,
     Speedup,
     budget,
@@ -20,6 +24,7 @@ from mflux_teacache_plugin.methods.speedup import (
     spread,
 )
 from mflux_teacache_plugin.variants import Profile
+from mflux_teacache_plugin.variants.variant import StepList
 
 CHANGES = st.lists(st.integers(0, 300).map(lambda hundredths: hundredths / 100), min_size=1, max_size=8)
 
@@ -157,11 +162,11 @@ def profile_of(shift, steps, guidance=None):
     ],
 )
 def test_a_run_that_a_profile_did_not_record_is_noted(facts, note):
-    assert outside(profile_of(3, 50, guidance=4.0), facts) == note
+    assert outside(profile_of(3, 50), 4.0, facts) == note
 
 
 def test_without_a_recorded_guidance_none_is_noted():
-    assert outside(profile_of(3, 50), Facts(falling(3, 50), guidance=10.0)) == ""
+    assert outside(profile_of(3, 50), None, Facts(falling(3, 50), guidance=10.0)) == ""
 
 
 def test_the_gate_skips_all_steps_but_these_and_reads_nothing():
@@ -193,3 +198,50 @@ def test_the_points_of_a_forecast_are_computed_first_and_one_more(forecast, step
 def test_a_lead_is_computed_and_the_rest_is_spread_behind_it():
     assert spread([1.0] * 9, 5, lead=3) == (0, 1, 2, 5, 9)
     assert spread([1.0] * 9, 5, lead=1) == (0, 2, 4, 6, 9)
+
+
+# ---- a calibration's lists -------------------------------------------------------------------------------------------
+
+CHOSEN = [
+    StepList(steps=50, computed=(*range(0, 48, 2), 49), guidance=4.0, forecast="linear"),
+    StepList(steps=24, computed=(*range(0, 22, 2), 23), guidance=4.0, forecast="linear"),
+    StepList(steps=24, computed=(*range(11), 23), guidance=10.0, forecast="reuse", plain_is_nearer=True),
+    StepList(steps=24, computed=(*range(5), 23), guidance=10.0, forecast="linear"),
+]
+CALIBRATED = SimpleNamespace(step_lists=CHOSEN, profile=profile_of(3, 24, guidance=4.0))
+
+
+@pytest.mark.parametrize(
+    ("guidance", "speedup", "computed"),
+    [(4.0, 2.0, CHOSEN[1].computed), (9.0, 2.0, CHOSEN[2].computed), (10.0, 4.0, CHOSEN[3].computed)],
+)
+def test_a_run_follows_the_list_of_the_nearest_guidance_and_steps(guidance, speedup, computed):
+    assert Speedup(speedup).schedule(CALIBRATED, Facts(falling(3, 24), guidance=guidance)) == computed
+    twice = Speedup(2.0).schedule(CALIBRATED, Facts(falling(3, 48), guidance=4.0))
+    assert len(twice) == 24 and np.diff(twice).max() <= 3, "48 steps are as 50"
+
+
+@pytest.mark.parametrize(
+    ("asked", "guidance", "order", "note"),
+    [
+        ("2x", 4.0, 1, ""),
+        ("2x", 10.0, 0, PLAIN_IS_NEARER),
+        ("2x+linear", 10.0, 1, PLAIN_IS_NEARER),
+        ("4x", 10.0, 1, ""),
+        ("2x", 30.0, 0, f"outside what was recorded: guidance 30, not 10, {PLAIN_IS_NEARER}"),
+    ],
+)
+def test_the_list_says_what_stands_in_unless_somebody_asked_for_it(asked, guidance, order, note):
+    setup = Setup(Facts(falling(3, 24), guidance=guidance), Generation(24), variant=CALIBRATED)
+    cache = methods.parse(asked).cache(setup)
+    assert (cache._order, setup.record.note) == (order, note)
+
+
+def test_on_another_samplers_sigmas_the_same_noise_levels_are_computed():
+    early = StepList(steps=24, computed=(*range(12), 23), guidance=4.0)
+    variant = SimpleNamespace(step_lists=[early], profile=profile_of(3, 24, guidance=4.0))
+    linear = Facts(falling(1, 24), guidance=4.0)
+    computed = Speedup(2.0).schedule(variant, linear)
+    level = falling(3, 24)[11]  # down to here every step was computed, and none below
+    dense = [step for step in computed[:-1] if linear.sigmas[step] >= level - 0.1]
+    assert len(computed) == 12 and len(dense) >= 7 and dense == list(range(len(dense)))

@@ -70,7 +70,8 @@ class Recorder(Observer):
         if "residual" in same:
             length, before_it = (mx.linalg.norm(each["residual"].astype(mx.float32), axis=-1) for each in (now, before))
             changes["growth"] = (length / before_it).mean()
-        self._predictions.append([now.get("prediction", now["output"]), *self._calls])
+        if self._calls:
+            self._predictions.append([now.get("prediction", now["output"]), *self._calls])
         mx.eval(list(changes.values()), list(now.values()), self._calls)
         self._calls = []
         for kind, change in changes.items():
