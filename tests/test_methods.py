@@ -135,7 +135,7 @@ def test_a_methods_text_parses_back_to_it(method: Method, window: tuple[int, int
         ("0.2+reuse", TeaCache(0.2), "0.2"),
         ("0.2+linear", TeaCache(0.2, forecast="linear"), "0.2+linear"),
         ("1.5x", Speedup(1.5), "1.5x"),
-        ("2x+linear", Speedup(2.0), "2x"),
+        ("2x+linear", Speedup(2.0, forecast="linear"), "2x+linear"),
         ("2x+reuse", Speedup(2.0, forecast="reuse"), "2x+reuse"),
         ("2x+quadratic", Speedup(2.0, forecast="quadratic"), "2x+quadratic"),
         ("seacache:0.3", SeaCache(0.3), "seacache:0.3"),

@@ -211,6 +211,14 @@ CHOSEN = [
 CALIBRATED = SimpleNamespace(step_lists=CHOSEN, profile=profile_of(3, 24, guidance=4.0))
 
 
+def test_the_profile_serves_the_runs_that_are_more_like_its_own_than_like_a_lists():
+    variant = SimpleNamespace(step_lists=CHOSEN[1:2], profile=profile_of(3, 50, guidance=4.0))
+    alone = SimpleNamespace(step_lists=(), profile=variant.profile)
+    for steps, own in ((24, False), (28, False), (40, True), (50, True)):
+        facts = Facts(falling(3, steps), guidance=4.0)
+        assert (Speedup(2.0).schedule(variant, facts) == Speedup(2.0).schedule(alone, facts)) is own
+
+
 @pytest.mark.parametrize(
     ("guidance", "speedup", "computed"),
     [(4.0, 2.0, CHOSEN[1].computed), (9.0, 2.0, CHOSEN[2].computed), (10.0, 4.0, CHOSEN[3].computed)],

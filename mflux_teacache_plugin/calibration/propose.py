@@ -161,8 +161,8 @@ def nearness(quality: Summary | None) -> float:
 
 def step_lists(
     rows: Sequence[Row], tried: Mapping[str, Mapping[str, str]], steps: int, guidance: float
-) -> list[StepList]:
-    """What the pictures chose for each speed-up at one guidance; nothing where the profile does as well everywhere."""
+) -> tuple[list[StepList], bool]:
+    """What the pictures chose for each speed-up at one guidance, and whether the profile alone would not do as well."""
     found, needed, most = [], False, max((row.pictures for row in rows if row.quality), default=0)
     for names in tried.values():
         best, *_ = ranked = nearest([row for row in rows if row.pictures == most], names)
@@ -177,7 +177,7 @@ def step_lists(
         told += f"plain with as many steps {fewer.psnr:.1f} ({fewer.psnr_worst:.1f})"
         chosen = StepList(steps=steps, computed=way.computed, guidance=guidance, forecast=way.forecast, source=told)
         found.append(replace(chosen, plain_is_nearer=plain))
-    return found if needed else []
+    return found, needed
 
 
 def recommending(variant: Variant, rows: Sequence[Row], more: Sequence[str], lists: Sequence[StepList] = ()) -> Variant:

@@ -32,7 +32,7 @@ from mflux_teacache_plugin.measure.results import Row
 from mflux_teacache_plugin.measure.runs import Command
 from mflux_teacache_plugin.measure.series import Case, Shot
 from mflux_teacache_plugin.variants import Variant
-from mflux_teacache_plugin.variants.variant import BESIDE_MODEL
+from mflux_teacache_plugin.variants.variant import BESIDE_MODEL, StepList
 
 #: Of every picture; the prompts differ.
 SEED = 42
@@ -205,16 +205,18 @@ class Calibration:
         title, pictures = f"Calibration of {variant.id}", self.place / "pictures"
         facts = {"variant": asdict(variant)}
         self.rows, _ = report.conclude(title, about.strip(), facts, cases, shots, pictures, self.place)
-        rows, lists = results.by_group(self.rows), []
+        rows, any_needed = results.by_group(self.rows), False
+        lists: list[StepList] = []
         for group in groups if cases else ():
             of_group = rows[group["name"]]
-            found = propose.step_lists(of_group, group["tried"], cases[0].steps, group["at"])
+            found, needed = propose.step_lists(of_group, group["tried"], cases[0].steps, group["at"])
             nearer = ", ".join(str(len(each.computed)) for each in found if each.plain_is_nearer)
             told = f"At {cases[0].steps} steps, guidance {group['at']:g}: {len(self.held_out)} held-out prompts."
             lost = f" Plain mflux comes nearer where {nearer} of the steps are computed." * bool(nearer)
             notes.append(f"{told} {results.verdict(of_group)}{lost}")
-            lists += found
-        self.variant = propose.recommending(variant, rows.get(groups[0]["name"], ()), notes, lists)
+            lists, any_needed = [*lists, *found], any_needed or needed
+        chosen = lists if any_needed else ()
+        self.variant = propose.recommending(variant, rows.get(groups[0]["name"], ()), notes, chosen)
         coefficient_file.write(self.variant, self.file, COMMENT, self.force)
 
     def _trace(self, prompt: str) -> Path:

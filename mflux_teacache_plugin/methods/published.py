@@ -20,7 +20,7 @@ import numpy as np
 
 if TYPE_CHECKING:
     from mflux_teacache_plugin.caching.gate import Facts
-    from mflux_teacache_plugin.variants.variant import StepList
+    from mflux_teacache_plugin.variants.variant import Profile, StepList
 
 #: Places in a run, as shares of it.
 PLACES = (0.0, 0.02, 0.06, 0.1, 0.2, 0.4, 0.6, 0.8, 0.9, 0.96, 1.0)
@@ -39,18 +39,23 @@ it again): those of 10 to 12 steps, of 13 to 17, of 18 to 22 and of 23 to 26. A 
 """
 
 
-def suited(lists: Sequence["StepList"], facts: "Facts") -> list["StepList"]:
-    """Of a model's lists those of the runs that are most like this one; those without a guidance suit all alike."""
+def suited(lists: Sequence["StepList"], profile: "Profile | None", facts: "Facts") -> list["StepList"]:
+    """Of a model's lists those of the runs that are most like this one; none where its profile's run is more like it.
+
+    Lists without a guidance suit all runs alike.
+    """
+
+    def distance(guidance: float | None, steps: int) -> tuple[float, float]:
+        unlike = abs(np.log(max(guidance, 0.1) / max(facts.guidance, 0.1))) if guidance and facts.guidance else 0.0
+        return float(unlike), float(abs(np.log(steps / (facts.first + facts.steps))))
+
     made = [each for each in lists if each.guidance is not None]
+    distances = [distance(each.guidance, each.steps) for each in made]
     if not made:
         return list(lists)
-
-    def distance(each: "StepList") -> tuple[float, float]:
-        apart = 0.0 if facts.guidance is None else abs(np.log(max(each.guidance or 0, 0.1) / max(facts.guidance, 0.1)))
-        return float(apart), float(abs(np.log(each.steps / (facts.first + facts.steps))))
-
-    least = min(map(distance, made))
-    return [each for each in made if distance(each) == least]
+    if profile is not None and distance(profile.guidance, len(profile.sigma)) < min(distances):
+        return []
+    return [each for each, at in zip(made, distances, strict=True) if at == min(distances)]
 
 
 def counts(listed: "StepList", places: Sequence[float] | np.ndarray) -> np.ndarray:

@@ -174,7 +174,7 @@ class Speedup(Method):
         if variant is not None and found is not None:
             note = outside(variant.profile, found.guidance, facts)
             setup.record.note = ", ".join(filter(None, [note, PLAIN_IS_NEARER * found.plain_is_nearer]))
-        elif variant is not None and variant.profile is not None and not variant.step_lists:
+        elif variant is not None and variant.profile is not None and not self._lists(variant, facts):
             setup.record.note = outside(variant.profile, variant.profile.guidance, facts)
         return ScheduleGate(self.schedule(variant, facts))
 
@@ -185,7 +185,7 @@ class Speedup(Method):
     def schedule(self, variant: "Variant | None", facts: Facts) -> tuple[int, ...]:
         """The steps to compute: by lists of the model, else by its profile, else by what all published lists share."""
         count = self.count(facts)
-        lists = [] if variant is None else published.suited(variant.step_lists, facts)
+        lists = self._lists(variant, facts)
         profile = None if variant is None else variant.profile
         if lists and lists[0].guidance is not None and profile is not None and other_sigmas(profile, facts):
             # another sampler: where along σ the recorded run computed, there this one does
@@ -199,11 +199,13 @@ class Speedup(Method):
         lead = min(self.order + 2, max(1, count // 4)) if self.order else 1
         return spread(expected_changes(profile.sigma, profile.change, facts.sigmas), count, lead)
 
+    def _lists(self, variant: "Variant | None", facts: Facts) -> "list[StepList]":
+        return [] if variant is None else published.suited(variant.step_lists, variant.profile, facts)
+
     def _found(self, variant: "Variant | None", facts: Facts) -> "StepList | None":
         """The calibration's list that is nearest to the run and its count; None without one."""
-        lists = [] if variant is None else published.suited(variant.step_lists, facts)
         share = self.count(facts) / facts.steps
-        made = [each for each in lists if each.guidance is not None]
+        made = [each for each in self._lists(variant, facts) if each.guidance is not None]
         return min(made, key=lambda each: abs(math.log(len(each.computed) / each.steps / share)), default=None)
 
 
