@@ -5,7 +5,7 @@ the steps computed take at the pace of the plain run with all steps.
 """
 
 import json
-import re
+import logging
 import sys
 import time
 from collections.abc import Sequence
@@ -35,7 +35,7 @@ def make_pictures(
     mine = shards.mine(cases)
     missing = [case for case in mine if _kept(case, variant, folder) is None]
     with series.progress(sum(case.most_shots for case in missing), show=shards.leads() and bool(missing)) as counted:
-        make = counted(_maker(model, variant, active, folder))
+        make = counted(maker(model, variant, active, folder))
         for case in missing:
             shots = series.one_round(case, 0, make)
             pace = shots[0].run.seconds / shots[0].run.computed  # of the plain run with all steps
@@ -47,10 +47,12 @@ def make_pictures(
     return None if gathered is None else [Shot.of(values) for shots in gathered for values in shots]
 
 
-def _maker(model: Model, variant: Variant, active: float, folder: Path) -> Maker:
+def maker(model: Model, variant: Variant | None, active: float, folder: Path) -> Maker:
+    """Makes shots of a case's prompt, or of the command's own where that is "", whose pictures go to `folder`."""
+    logging.getLogger("mflux.utils.image_util").setLevel(logging.WARNING)  # two lines for each picture, across the bar
+
     def make(case: Case, setting: str, steps: int, repetition: int) -> Shot:
-        way, begun = f"plain-{steps}-steps" if setting == OFF else setting, time.perf_counter()
-        file = re.sub(r"[^\w.=+-]+", "-", f"{case.name}-{way}") + ".png"
+        file, begun = f"{series.slug(case.name, series.way(setting, steps))}.png", time.perf_counter()
         mx.reset_peak_memory()
         total = max(1, round(steps * active))
         computed: float = total
@@ -63,7 +65,7 @@ def _maker(model: Model, variant: Variant, active: float, folder: Path) -> Maker
             computed, total = last.computed, last.taken
             if last.fault is not None:  # from there on all was computed
                 print(f"{setting}: {last.fault}", file=sys.stderr)
-        image.image.save(folder / file)
+        image.save(folder / file, overwrite=True)
         wall, peak = time.perf_counter() - begun, mx.get_peak_memory()  # of MLX alone: the process made others too
         run = Run(steps, computed, total - computed, float(image.generation_time), wall, peak, peak, None)
         return Shot(case.name, setting, steps, repetition, file, run)

@@ -49,10 +49,13 @@ class Model:
     def generate(self, prompt: str, seed: int, **changes: Any) -> Any:
         """A picture as the command would make it, of another prompt and seed; `changes` such as num_inference_steps.
 
+        "" is the command's own prompt, as it made it of its options.
+
         mflux's progress bar is not shown. Raises KeyboardInterrupt for mflux's own answer to Ctrl-C.
         """
         from mflux.utils.exceptions import StopImageGenerationException
 
+        prompt = prompt or self._asked["prompt"]
         if prompt != self._prompt and isinstance(kept := getattr(self.pipeline, "prompt_cache", None), dict):
             kept.clear()  # or it would grow with every prompt
         self._prompt = prompt
@@ -77,7 +80,7 @@ class _Listener:
         asked = [f"--{name.replace('_', '-')}" for name in _CACHES if getattr(args, name, None) not in (None, "off")]
         with _leaving():
             if asked:
-                raise SettingsError(f"{asked[0]} skips steps", hint="calibration records plain runs: leave it out")
+                raise SettingsError(f"{asked[0]} skips steps", hint="leave it out of the command")
             for pipeline in pipelines:
                 choose.serving_adapters(pipeline)
 
@@ -126,7 +129,8 @@ def run(wanted: Command, check: Check, job: Callable[[Model], None]) -> None:
     """
     found = command.find(wanted.name)
     assert found is not None  # `Command.of` looked
-    prompted = any(word.split("=")[0] in ("--prompt", "--prompt-file", "--instruction") for word in wanted.options)
+    prompts = ("--prompt", "--prompt-file", "--instruction", "-C", "--config-from-conf", "--config-from-metadata")
+    prompted = any(word.split("=")[0] in prompts for word in wanted.options)
     options = wanted.options if prompted else (*wanted.options, "--prompt", "calibration")
     _startup.activate(f"mflux-teacache calibrate {wanted.name}")
     if not _startup.state()["activated"]:
