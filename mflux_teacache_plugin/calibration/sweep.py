@@ -56,10 +56,10 @@ def maker(model: Model, variant: Variant | None, active: float, folder: Path) ->
         mx.reset_peak_memory()
         total = max(1, round(steps * active))
         computed: float = total
-        if setting == OFF:
+        if setting == OFF and model.cfg_end is None:
             image = model.generate(case.prompt, case.seed, num_inference_steps=steps)
         else:
-            with apply.apply_teacache(model.pipeline, setting, variant=variant) as handle:
+            with apply.apply_teacache(model.pipeline, setting, variant=variant, cfg_end=model.cfg_end) as handle:
                 image = model.generate(case.prompt, case.seed, num_inference_steps=steps)
             last = handle.stats.last
             computed, total = last.computed, last.taken

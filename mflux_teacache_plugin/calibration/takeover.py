@@ -33,11 +33,19 @@ _CACHES = ("teacache", "dualcache", "seacache", "teacache_coefficients", "teacac
 class Model:
     """The command's model, once the command asks for a picture: mflux's `pipeline`, and the `adapter` that reaches its calls.
 
-    `asked` are the arguments of the command's call of `generate`, the pipeline's own generate_image.
+    `asked` are the arguments of the command's call of `generate`, the pipeline's own generate_image; `cfg_end` is what the
+    command gives as this plugin's option: whoever makes a picture applies it.
     """
 
-    def __init__(self, pipeline: Any, adapter: Adapter, generate: Callable[..., Any], asked: dict[str, Any]) -> None:
-        self.pipeline, self.adapter = pipeline, adapter
+    def __init__(
+        self,
+        pipeline: Any,
+        adapter: Adapter,
+        generate: Callable[..., Any],
+        asked: dict[str, Any],
+        cfg_end: float | None = None,
+    ) -> None:
+        self.pipeline, self.adapter, self.cfg_end = pipeline, adapter, cfg_end
         self.steps: int | None = asked.get("num_inference_steps")  #: that the command asks for, if it says so
         self._generate, self._asked = generate, asked
         self._prompt: str | None = None
@@ -74,6 +82,7 @@ class _Listener:
     def __init__(self, check: Check, job: Callable[[Model], None]) -> None:
         self._check, self._job = check, job
         self._adapter: Adapter | None = None
+        self._cfg_end: float | None = None
 
     @hookimpl(optionalhook=True)
     def mflux_options_parsed(self, args: Namespace, pipelines: list[type]) -> None:
@@ -81,6 +90,8 @@ class _Listener:
         with _leaving():
             if asked:
                 raise SettingsError(f"{asked[0]} skips steps", hint="leave it out of the command")
+            if getattr(args, "teacache_cfg_end", None) is not None:  # a cache of its own, and there is place for one
+                self._cfg_end, args.teacache_cfg_end = args.teacache_cfg_end, None
             for pipeline in pipelines:
                 choose.serving_adapters(pipeline)
 
@@ -107,7 +118,7 @@ class _Listener:
         def generate_image(**asked: Any) -> Any:
             object.__setattr__(model, "generate_image", generate)
             with _leaving():
-                self._job(Model(model, adapter, generate, asked))
+                self._job(Model(model, adapter, generate, asked, self._cfg_end))
             raise command.Leave
 
         object.__setattr__(model, "generate_image", generate_image)

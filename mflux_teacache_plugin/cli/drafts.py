@@ -104,9 +104,10 @@ def _conclude(first: Case, cases: Sequence[Case], args: argparse.Namespace, ledg
         table.append({**shown, "final": finals[0].file if finals else None, "command": str(case.command)})
     about = f"{first.group}. Drafts: {args.setting}. Below each, the command of its final picture."
     report.contact(first.prompt, about, tiles, folder)
+    sheet = folder / "sheet.html"
     if args.format == "json":
-        output.print_json({"setting": args.setting, "pictures": ledger.pictures, "drafts": table})
+        output.print_json({"setting": args.setting, "sheet": sheet, "pictures": ledger.pictures, "drafts": table})
     else:
         head = [name for name in table[0] if name != "command"]
         output.print_table([name.upper() for name in head], [[each[name] for name in head] for each in table])
-    print(f"sheet: {folder / 'sheet.html'}, {folder / 'sheet.png'}", file=sys.stderr)
+    print(f"sheet: {sheet}, or {sheet.with_suffix('.png').name} beside it", file=sys.stderr)
