@@ -6,7 +6,9 @@ WORKERS ?= auto
 PYTEST := -m pytest --numprocesses=$(WORKERS) --dist=loadgroup --no-loadscope-reorder --durations=10
 COMPAT := 0.22 0.23
 # the others know nothing of mflux, or measure what does not depend on its version
-TOUCHING_MFLUX := adapters apply beside_model commands demo_model dualcache families host options startup tiny
+TOUCHING_MFLUX := adapters apply beside_model commands demo_model dualcache families host options preview startup tiny
+# also installed beside this version: live previews, whose Pillow is older than what mflux 0.24 takes
+BESIDE_0.23 := 'mlx-taef>=0.8.4,<0.9'
 PYTHONS := 3.12 3.13
 # import, start-up, options as text, files, and what is computed without a model
 TOUCHING_PYTHON := cli coefficients commands forecast layers methods settings speedup startup teacache variants
@@ -81,4 +83,4 @@ $(PYTHONS:%=.venv-python-%/.ready): $(SOURCES_OF_THE_ENVIRONMENT)
 	$(call environment)
 
 $(COMPAT:%=.venv-mflux-%/.ready): .venv-mflux-%/.ready: $(SOURCES_OF_THE_ENVIRONMENT)
-	$(call environment,'mflux==$*.*' 'pillow<13')
+	$(call environment,'mflux==$*.*' 'pillow<13' $(BESIDE_$*))

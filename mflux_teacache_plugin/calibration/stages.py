@@ -118,7 +118,7 @@ class Calibration:
         shots: list[Shot] = []
         groups[0]["settings"] = settings
         ways = {name: way for group in groups for names in group["tried"].values() for name, way in names.items()}
-        trial = sweep.Sweep(model, variant, ways, proposal["active"], self.place / "pictures")
+        trial = sweep.Sweep(model, variant, proposal["active"], self.place / "pictures", ways)
         first = propose.first_round(len(self.held_out))
         for prompts, most in zip((self.held_out[:first], self.held_out[first:]), proposal["depth"], strict=True):
             cases += (

@@ -33,11 +33,19 @@ _CACHES = ("teacache", "dualcache", "seacache", "teacache_coefficients", "teacac
 class Model:
     """The command's model, once the command asks for a picture: mflux's `pipeline`, and the `adapter` that reaches its calls.
 
-    `asked` are the arguments of the command's call of `generate`, the pipeline's own generate_image.
+    `asked` are the arguments of the command's call of `generate`, the pipeline's own generate_image; `cfg_end` is what the
+    command gives as this plugin's option: whoever makes a picture applies it.
     """
 
-    def __init__(self, pipeline: Any, adapter: Adapter, generate: Callable[..., Any], asked: dict[str, Any]) -> None:
-        self.pipeline, self.adapter = pipeline, adapter
+    def __init__(
+        self,
+        pipeline: Any,
+        adapter: Adapter,
+        generate: Callable[..., Any],
+        asked: dict[str, Any],
+        cfg_end: float | None = None,
+    ) -> None:
+        self.pipeline, self.adapter, self.cfg_end = pipeline, adapter, cfg_end
         self.steps: int | None = asked.get("num_inference_steps")  #: that the command asks for, if it says so
         self.has_guidance = "guidance" in asked  #: whether the command passes one on
         self._generate, self._asked = generate, asked
@@ -50,10 +58,13 @@ class Model:
     def generate(self, prompt: str, seed: int, **changes: Any) -> Any:
         """A picture as the command would make it, of another prompt and seed; `changes` such as num_inference_steps.
 
+        "" is the command's own prompt, as it made it of its options.
+
         mflux's progress bar is not shown. Raises KeyboardInterrupt for mflux's own answer to Ctrl-C.
         """
         from mflux.utils.exceptions import StopImageGenerationException
 
+        prompt = prompt or self._asked["prompt"]
         if prompt != self._prompt and isinstance(kept := getattr(self.pipeline, "prompt_cache", None), dict):
             kept.clear()  # or it would grow with every prompt
         self._prompt = prompt
@@ -72,13 +83,16 @@ class _Listener:
     def __init__(self, check: Check, job: Callable[[Model], None]) -> None:
         self._check, self._job = check, job
         self._adapter: Adapter | None = None
+        self._cfg_end: float | None = None
 
     @hookimpl(optionalhook=True)
     def mflux_options_parsed(self, args: Namespace, pipelines: list[type]) -> None:
         asked = [f"--{name.replace('_', '-')}" for name in _CACHES if getattr(args, name, None) not in (None, "off")]
         with _leaving():
             if asked:
-                raise SettingsError(f"{asked[0]} skips steps", hint="calibration records plain runs: leave it out")
+                raise SettingsError(f"{asked[0]} skips steps", hint="leave it out of the command")
+            if getattr(args, "teacache_cfg_end", None) is not None:  # a cache of its own, and there is place for one
+                self._cfg_end, args.teacache_cfg_end = args.teacache_cfg_end, None
             for pipeline in pipelines:
                 choose.serving_adapters(pipeline)
 
@@ -105,7 +119,7 @@ class _Listener:
         def generate_image(**asked: Any) -> Any:
             object.__setattr__(model, "generate_image", generate)
             with _leaving():
-                self._job(Model(model, adapter, generate, asked))
+                self._job(Model(model, adapter, generate, asked, self._cfg_end))
             raise command.Leave
 
         object.__setattr__(model, "generate_image", generate_image)
@@ -127,7 +141,8 @@ def run(wanted: Command, check: Check, job: Callable[[Model], None]) -> None:
     """
     found = command.find(wanted.name)
     assert found is not None  # `Command.of` looked
-    prompted = any(word.split("=")[0] in ("--prompt", "--prompt-file", "--instruction") for word in wanted.options)
+    prompts = ("--prompt", "--prompt-file", "--instruction", "-C", "--config-from-conf", "--config-from-metadata")
+    prompted = any(word.split("=")[0] in prompts for word in wanted.options)
     options = wanted.options if prompted else (*wanted.options, "--prompt", "calibration")
     _startup.activate(f"mflux-teacache calibrate {wanted.name}")
     if not _startup.state()["activated"]:

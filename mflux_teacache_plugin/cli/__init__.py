@@ -22,6 +22,7 @@ VERBS = {
     "exec": ("exec", "run an mflux command or a Python script with the plugin, without the start-up file"),
     "calibrate": ("calibrate", "measure a model's own coefficient file with an mflux command"),
     "compare": ("compare", "make one picture with several settings, and show how near they come to plain mflux"),
+    "drafts": ("drafts", "make fast drafts of many seeds, and the best of them in full"),
     "bench": ("bench", "measure settings over a suite of models, prompts and seeds"),
     "demo": ("demo", "bench the demo model: plain, with TeaCache, and plain in as many steps"),
 }

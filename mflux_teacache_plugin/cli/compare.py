@@ -35,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
     command = runs.Command.of(args.command)
     settings = tuple(setting for setting in dict.fromkeys(args.settings) if setting != OFF)
     with files.staged(args.out) as stage:  # an unwritable folder is told before the first run
-        case = _case(command, settings)
+        case = one_picture(command, settings, SEED)
         with series.progress(case.most_shots) as counted:
             shots = series.one_round(case, 0, counted(series.maker(stage)))
         from mflux_teacache_plugin.measure import report  # matplotlib takes its time
@@ -47,10 +47,12 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _case(command: runs.Command, settings: tuple[str, ...]) -> Case:
-    """What the command is about to make. Whatever is wrong with it is told here, before the first picture."""
+def one_picture(command: runs.Command, settings: tuple[str, ...], seed: int) -> Case:
+    """What the command is about to make, with its own seed or this one. Whatever is wrong with it is told here, before the
+    first picture.
+    """
     facts = runs.check(command, settings)
-    seeds: list[int] = facts["seed"] if any(word.split("=")[0] in _SEEDED for word in command.options) else [SEED]
+    seeds: list[int] = facts["seed"] if any(word.split("=")[0] in _SEEDED for word in command.options) else [seed]
     if len(seeds) > 1:
         raise SettingsError("the command has several seeds", hint="give one --seed; `mflux-teacache bench` takes many")
     prompt, file = facts["prompt"], facts["prompt_file"]

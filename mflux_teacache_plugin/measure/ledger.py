@@ -23,12 +23,14 @@ class Ledger:
     mflux and MLX, and the coefficient files. So a changed suite finds nothing but what it asks for again.
 
     Attributes:
+        maker: makes the shots that are not there, in `pictures`; each in a process of its own, unless this is replaced.
         files: of the shots that `make` was asked for.
         found: how many of them were there already.
     """
 
     def __init__(self, folder: Path, fresh: bool = False) -> None:
         self.pictures, self._runs = folder / "pictures", folder / "runs"
+        self.maker = series.maker(self.pictures)
         self.files: set[Path] = set()
         self.found = 0
         if fresh:
@@ -60,7 +62,7 @@ class Ledger:
         shot, file = self.find(case, setting, steps, repetition), self._file(case, setting, steps, repetition)
         if shot is None:
             file.unlink(missing_ok=True)  # it would be of another picture
-            shot = series.maker(self.pictures)(case, setting, steps, repetition)
+            shot = self.maker(case, setting, steps, repetition)
             files.write(file, files.as_json({"made_by": self._key(case, setting, steps), "shot": asdict(shot)}))
         else:
             self.found += 1

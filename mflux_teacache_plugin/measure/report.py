@@ -5,6 +5,7 @@ Imported where something is drawn: matplotlib takes its time.
 
 import base64
 import io
+import itertools
 import textwrap
 from collections.abc import Mapping, Sequence
 from importlib.resources import files as resources
@@ -39,6 +40,7 @@ class Tile(NamedTuple):
     file: Path
     cost: str
     nearness: str = ""
+    command: str = ""  #: to copy
 
 
 Lines = list[tuple[str, list[Tile]]]
@@ -73,23 +75,27 @@ def lines(
     """
     first = {(shot.case, shot.setting, shot.steps): shot for shot in shots if shot.repetition == 0}
 
-    def tile(title: str, shot: Shot) -> Tile:
-        psnr = near[shot.file].psnr
-        told = f"SSIM {near[shot.file].ssim:.3f}, " + ("the same" if np.isinf(psnr) else f"PSNR {psnr:.1f} dB")
-        cost = f"{shot.run.computed:.4g} steps computed, {shot.run.seconds:.1f} s"
-        return Tile(title, folder / shot.file, cost, "" if title == "plain" else told)
-
     found: dict[str, Lines] = {}
     for case in cases:
-        plain = tile("plain", first[case.name, OFF, case.steps])
+        plain = tile("plain", first[case.name, OFF, case.steps], folder)
         others = [other for other in cases if other.group == case.group]
         for setting in (each for each in case.settings if all(each in other.settings for other in others)):
             shot = first[case.name, setting, case.steps]
             fewer = first[case.name, OFF, shot.run.fewer(first[case.name, OFF, case.steps].run)]
             label = setting if len(cases) == 1 else f"{case.prompt}\n{setting}"
-            tiles = [plain, tile(setting, shot), tile("plain, fewer steps", fewer)]
+            ways = ((setting, shot), ("plain, fewer steps", fewer))
+            tiles = [plain, *(tile(name, each, folder, near[each.file]) for name, each in ways)]
             found.setdefault(case.group, []).append((label, tiles))
     return found
+
+
+def tile(title: str, shot: Shot, folder: Path, near: Similarity | None = None, command: str = "") -> Tile:
+    """A shot whose picture is in `folder`, and how near it is to what it is compared with, if to something."""
+    told = ""
+    if near is not None:
+        told = f"SSIM {near.ssim:.3f}, " + ("the same" if np.isinf(near.psnr) else f"PSNR {near.psnr:.1f} dB")
+    cost = f"{shot.run.computed:.4g} steps computed, {shot.run.seconds:.1f} s"
+    return Tile(title, folder / shot.file, cost, told, command)
 
 
 def write(
@@ -110,12 +116,30 @@ def write(
     charts |= {"sizes.png": sizes(rows)} if any(row.whole for row in rows) else {}
     for name, figure in charts.items():
         _save(figure, out / name)
+    drawn = [_data("image/png", (out / name).read_bytes()) for name in charts]
+    _page(out / "report.html", title=title, about=about, groups=groups, commands=commands, charts=drawn, shown=shown)
+
+
+def contact(title: str, about: str, tiles: Sequence[Tile], out: Path) -> None:
+    """Write a contact sheet to `out`: sheet.png, and sheet.html, in which each picture has its command."""
+    columns = min(len(tiles), 6)
+    rows = -(-len(tiles) // columns)
+    figure, axes = plt.subplots(
+        rows, columns, figsize=(2.25 * columns, 2.75 * rows), squeeze=False, layout="constrained"
+    )
+    for axis, each in itertools.zip_longest(axes.flat, tiles):
+        if each is None:
+            axis.remove()
+        else:
+            _show(axis, pixels(each.file), each.title, each.nearness or each.cost)
+    _save(figure, out / "sheet.png")
+    _page(out / "sheet.html", title=title, about=about, groups={}, charts=(), shown={"": [("", tiles)]})
+
+
+def _page(file: Path, **page: Any) -> None:
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     template = environment.from_string(resources(__package__).joinpath("report.html").read_text(encoding="utf-8"))
-    page = {"title": title, "about": about, "machine": machine.line(), "results": results, "groups": groups}
-    page |= {"commands": commands, "shown": shown, "inlined": inlined}
-    page["charts"] = [_data("image/png", (out / name).read_bytes()) for name in charts]
-    files.write(out / "report.html", template.render(page))
+    files.write(file, template.render(page, machine=machine.line(), results=results, inlined=inlined))
 
 
 def inlined(file: Path) -> str:
@@ -148,13 +172,18 @@ def grid(rows: Lines, file: Path) -> None:
             difference = np.abs(picture.astype(int) - reference).mean(axis=2)
             cells += [(picture, tile.title, tile.cost), (difference, "difference", tile.nearness)]
         for axis, (shown, title, caption) in zip(line, cells, strict=False):
-            axis.imshow(shown, cmap="inferno", vmin=0, vmax=STRONGEST)  # which colour pictures do not heed
-            axis.set_title(title, fontsize=8)
-            axis.set_xlabel(caption, fontsize=7.5)
-        for axis in line:
-            axis.set(xticks=[], yticks=[])
-            axis.set_frame_on(False)
+            _show(axis, shown, title, caption)
+        for axis in line[len(cells) :]:
+            axis.remove()
     _save(figure, file)
+
+
+def _show(axis: Any, shown: np.ndarray, title: str, caption: str) -> None:
+    axis.imshow(shown, cmap="inferno", vmin=0, vmax=STRONGEST)  # which colour pictures do not heed
+    axis.set_title(title, fontsize=8)
+    axis.set_xlabel(caption, fontsize=7.5)
+    axis.set(xticks=[], yticks=[])
+    axis.set_frame_on(False)
 
 
 def frontier(rows: Sequence[Row]) -> Any:
