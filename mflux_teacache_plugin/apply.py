@@ -97,7 +97,9 @@ class Handle(Observer):
             return
         adapter = self._adapter
         if config.num_inference_steps <= config.init_time_step:
-            raise SettingsError("it takes no step", cause=f"{config.num_inference_steps} in all, and none is left to take")
+            raise SettingsError(
+                "it takes no step", cause=f"{config.num_inference_steps} in all, and none is left to take"
+            )
         record = self._record = self.stats.begin(config.num_inference_steps - config.init_time_step)
         facts = facts_of(config, adapter.sigmas and adapter.sigmas(model, config, self._arguments))
         record.steps, record.guidance = facts.steps, facts.guidance
