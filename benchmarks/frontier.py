@@ -186,10 +186,9 @@ def variant_of_the_model() -> Any:
 
 def gate_of(method: str, steps: int) -> Callable[[float], Any]:
     """Makes the gate of a method for a threshold, as it decides in so many steps."""
-    from mflux_teacache_plugin.caching.gate import Facts
+    from mflux_teacache_plugin.caching.gate import Facts, Setup
     from mflux_teacache_plugin.caching.stats import Generation
     from mflux_teacache_plugin.methods import parse
-    from mflux_teacache_plugin.methods.method import Setup
     from mflux_teacache_plugin.methods.teacache import TeaCacheGate
 
     variant = variant_of_the_model()

@@ -10,14 +10,14 @@ from hypothesis import strategies as st
 
 from mflux_teacache_plugin import methods
 from mflux_teacache_plugin.caching.forecast import ORDERS
-from mflux_teacache_plugin.caching.gate import Facts
+from mflux_teacache_plugin.caching.gate import Facts, Setup
 from mflux_teacache_plugin.caching.stats import Generation
 from mflux_teacache_plugin.errors import SettingsError
 from mflux_teacache_plugin.methods import parse, published
 from mflux_teacache_plugin.methods.dualcache import PRESETS, DualCache, DualCacheSettings
 from mflux_teacache_plugin.methods.easycache import EasyCache
 from mflux_teacache_plugin.methods.magcache import MagCache
-from mflux_teacache_plugin.methods.method import Method, Setup
+from mflux_teacache_plugin.methods.method import Method
 from mflux_teacache_plugin.methods.seacache import DiffusersSeaCache, SeaCache
 from mflux_teacache_plugin.methods.seconds import Seconds
 from mflux_teacache_plugin.methods.speedup import Speedup

@@ -5,11 +5,10 @@ import numpy as np
 import pytest
 
 from mflux_teacache_plugin.apply import apply_teacache
-from mflux_teacache_plugin.caching.gate import Facts
+from mflux_teacache_plugin.caching.gate import Facts, Setup
 from mflux_teacache_plugin.caching.stats import Generation
 from mflux_teacache_plugin.errors import SettingsError
 from mflux_teacache_plugin.methods import parse, seconds
-from mflux_teacache_plugin.methods.method import Setup
 from mflux_teacache_plugin.summary import metadata, summary
 from tests.tiny.cases import case
 

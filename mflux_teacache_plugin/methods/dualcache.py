@@ -130,9 +130,8 @@ class DualCache(Method):
 
     def cache(self, setup: Setup) -> BlockCache:
         fitted = self.fit(setup.blocks)
-        cache = partial(BlockCache, first=fitted.F, last=fitted.B, separate=fitted.separate)
-        cache = partial(cache, stream=setup.stream, branches=setup.branches)
-        return cache(partial(DualCacheGate, fitted), setup.blocks, setup.facts, self.order, setup.record)
+        lengths = {"first": fitted.F, "last": fitted.B}
+        return BlockCache(partial(DualCacheGate, fitted), setup, self.order, **lengths, separate=fitted.separate)
 
     def details(self, generation: Generation) -> str:
         """How often lists of blocks were skipped, and the spread of the changes that were read."""

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 import mlx.core as mx
 
 from mflux_teacache_plugin.caching.forecast import ORDERS
-from mflux_teacache_plugin.caching.gate import Facts, Gate
+from mflux_teacache_plugin.caching.gate import Facts, Gate, Setup
 from mflux_teacache_plugin.caching.stats import Generation
 from mflux_teacache_plugin.caching.step_cache import Cache, PredictionCache, StepCache
 
@@ -28,19 +28,6 @@ Parser = Callable[[str], "Method"]
 
 #: Thresholds lie in (0, MAX_THRESHOLD]. Beyond it nothing but the first and last step would be computed.
 MAX_THRESHOLD = 2.0
-
-
-@dataclass(frozen=True)
-class Setup:
-    """What a cache is made for: one generation of one model."""
-
-    facts: Facts  #: what is known before the loop
-    record: Generation  #: a new one, for the cache to write
-    variant: "Variant | None" = None  #: the model's numbers
-    branches: int = 1  #: how often the transformer runs within a step at most
-    condition: int | None = None  #: see `PredictionCache`
-    blocks: Mapping[str, int] = field(default_factory=dict)  #: how many each list has; empty if unknown
-    stream: str = "hidden_states"  #: the keyword under which a block takes the image's tokens
 
 
 @dataclass(frozen=True)
@@ -141,11 +128,9 @@ class Method:
 
     def cache(self, setup: Setup) -> Cache:
         """The cache of one generation."""
-        gate, facts, record = self.gate(setup), setup.facts, setup.record
         if self.keeps == "prediction":
-            return PredictionCache(gate, facts, self.order, record, setup.condition)
-        transform = partial(self.transform, facts=facts)
-        return StepCache(gate, facts, self.order, record, setup.branches, transform)
+            return PredictionCache(self.gate(setup), setup, self.order)
+        return StepCache(self.gate(setup), setup, self.order, partial(self.transform, facts=setup.facts))
 
     def recorded(self, generation: Generation) -> str:
         """The text that repeats a generation, for its picture's metadata."""

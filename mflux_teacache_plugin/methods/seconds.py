@@ -46,8 +46,8 @@ class TimedCache(PredictionCache):
     """Times the first two steps, then makes the plan."""
 
     def __init__(self, gate: TimedGate, method: "Seconds", setup: Setup) -> None:
-        super().__init__(gate, setup.facts, method.order, setup.record, setup.condition)
-        self._timed, self._method, self._variant = gate, method, setup.variant
+        super().__init__(gate, setup, method.order)
+        self._timed, self._method = gate, method
         self._times = [clock()]
 
     def end_step(self) -> None:
@@ -59,15 +59,17 @@ class TimedCache(PredictionCache):
         if len(self._times) == 3:
             begun, first, second = self._times
             left, cost = self._method.seconds - (second - begun), max(second - first, 1e-9)
-            fewest = self._method.fewest(self._facts.steps)
+            fewest = self._method.fewest(self._setup.facts.steps)
             if 2 + left / cost < fewest:
                 self._timed.reason = TOO_SHORT
-            count = min(self._facts.steps, max(fewest, 2 + math.floor(left / cost)))
-            self._timed.plan = ScheduleGate(self._method.schedule(count, self._variant, self._facts))
+            count = min(self._setup.facts.steps, max(fewest, 2 + math.floor(left / cost)))
+            self._timed.plan = ScheduleGate(self._method.schedule(count, self._setup.variant, self._setup.facts))
 
     def progress(self) -> dict[str, str]:
         plan = self._timed.plan
-        return super().progress() | ({} if plan is None else {"computing": f"{len(plan.computed)}/{self._facts.steps}"})
+        return super().progress() | (
+            {} if plan is None else {"computing": f"{len(plan.computed)}/{self._setup.facts.steps}"}
+        )
 
 
 @dataclass(frozen=True)
