@@ -17,7 +17,7 @@ import pytest
 from mflux_teacache_plugin import _startup, apply, choose, hookimpl, methods
 from mflux_teacache_plugin import hooks as own_hooks
 from mflux_teacache_plugin.adapters import Adapter
-from mflux_teacache_plugin.adapters.tapped import FLUX1
+from mflux_teacache_plugin.adapters.families import FLUX1
 from mflux_teacache_plugin.caching.gate import Change, Facts, Gate, Setup, Verdict
 from mflux_teacache_plugin.cli import main
 from mflux_teacache_plugin.errors import SettingsError
