@@ -26,7 +26,7 @@ from mflux_teacache_plugin.host.manager import Loaded, contributions, load_plugi
 from mflux_teacache_plugin.host.specs import hookspec
 from mflux_teacache_plugin.methods.method import Method
 from mflux_teacache_plugin.variants import Variant
-from tests.support import a_variant
+from tests.support import a_variant, deactivate
 from tests.tiny.cases import PROMPT, SEED, case
 from tests.tiny.commands import run_command
 
@@ -56,7 +56,7 @@ def connect() -> Iterator[Connect]:
 
     yield connect
     bridge.uninstall()
-    _startup.deactivate()
+    deactivate()
     load_plugins.cache_clear()
 
 

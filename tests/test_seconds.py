@@ -60,7 +60,7 @@ def test_the_record_repeats_the_steps_exactly(clock):
 def test_too_short_a_time_is_said_in_the_line_and_the_fewest_steps_are_made(clock):
     method, cache = run("4s", 40, clock, [0.0, 8.0, 10.0])
     assert summary(cache.record, method, None) == (
-        "skipped 36 of 40 steps (4s); the time is too short for the fewest sensible steps, which were made"
+        "skipped 36 of 40 steps (4s, the time is too short for the fewest sensible steps, which were made)"
     )
 
 

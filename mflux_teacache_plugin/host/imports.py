@@ -32,12 +32,6 @@ def forget(module_name: str, callback: "Callable[[ModuleType], object]") -> None
         _tidy()
 
 
-def forget_all() -> None:
-    """Forget every callback. What one has done already is its owner's to undo."""
-    _pending.clear()
-    _tidy()
-
-
 def pending() -> "list[str]":
     """The modules that are still waited for."""
     return sorted(_pending)

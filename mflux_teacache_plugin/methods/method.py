@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import mlx.core as mx
@@ -180,15 +181,23 @@ def to_float(text: str) -> float:
         raise ArgumentTypeError(f"'{text}' is neither a number nor a speed-up nor 'auto' nor 'off'; {fix}") from None
 
 
-def keyed(setting: str, **readers: Callable[[str], Any]) -> tuple[str, dict[str, Any]]:
-    """A text such as `0.2,K=3`: what stands first, and the values of the keys given; ArgumentTypeError for other keys."""
-    text, *further = [part.strip() for part in setting.split(",")]
-    names, given = {name.lower(): name for name in readers}, {}
-    for part in further:
-        key, equals, value = part.partition("=")
+def keyed(
+    setting: str, others: Mapping[str, str] = MappingProxyType({}), **readers: Callable[[str], Any]
+) -> tuple[str, dict[str, Any]]:
+    """A text such as `0.2,K=3`: what stands first without a key, and the values of the keys given.
+
+    `others` are further names of keys, in lower case. ArgumentTypeError for any other key, and for one that is given twice.
+    """
+    parts = [part.strip() for part in setting.split(",")]
+    text = "" if "=" in parts[0] else parts.pop(0)
+    names, given = {name.lower(): name for name in readers} | dict(others), {}
+    for part in parts:
+        key, equals, value = map(str.strip, part.partition("="))
         name = names.get(key.lower())
         if not equals or name is None:
             raise ArgumentTypeError(f"'{part}' is none of {', '.join(f'{name}=' for name in readers)}")
+        if name in given:
+            raise ArgumentTypeError(f"{name} is given twice")
         given[name] = readers[name](value)
     return text, given
 
