@@ -29,6 +29,6 @@ def deactivate() -> None:
     """Forget that the start-up file ran, and every module that is waited for. What the bridge has patched stays."""
     _startup._facts.update(calls=0, activated=False, why="deactivated")
     imports = sys.modules.get("mflux_teacache_plugin.host.imports")
-    for name in [] if imports is None else imports.pending():
-        for callback in list(imports._pending[name]):
-            imports.forget(name, callback)
+    if imports is not None:
+        imports._pending.clear()
+        imports._tidy()

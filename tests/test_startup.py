@@ -286,13 +286,12 @@ def test_an_imported_module_is_served_at_once(sample):
 
 def test_forget(sample):
     seen = []
-    imports.when_imported("sample", seen.append)
-    imports.when_imported("sample.part", seen.append)
-    imports.forget("sample", print)  # not registered: no error
-    imports.forget("sample.other", seen.append)
-    imports.forget("sample", seen.append)
+    forget = imports.when_imported("sample", seen.append)
+    forget_part = imports.when_imported("sample.part", seen.append)
+    forget()
+    forget()  # a second time: no error
     assert _startup.state()["pending"] == ["sample.part"]
-    imports.forget("sample.part", seen.append)
+    forget_part()
     assert imports._FINDER not in sys.meta_path
     importlib.import_module("sample.part")
     assert seen == []
@@ -300,9 +299,9 @@ def test_forget(sample):
 
 def test_forgotten_between_finding_and_running(sample):
     seen = []
-    imports.when_imported("sample", seen.append)
+    forget = imports.when_imported("sample", seen.append)
     spec = importlib.util.find_spec("sample")
-    imports.forget("sample", seen.append)
+    forget()
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     assert seen == []

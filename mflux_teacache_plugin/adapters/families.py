@@ -208,6 +208,15 @@ MOSS = Adapter(
     second_call=SecondCall(),
 )
 
+_KREA2_CONTROLNET = Adapter(
+    id="krea-2-controlnet",
+    pipelines=(f"{_MODELS}.krea2.variants.controlnet.krea2_controlnet:Krea2Controlnet",),
+    predict=("_predict",),
+    on_class=True,
+    refuses=_refuse_noise,
+    second_call=SecondCall(),
+)
+
 #: Not tapped yet.
 _UNTAPPED = (
     Adapter(
@@ -229,22 +238,8 @@ _UNTAPPED = (
         pipelines=(f"{_FIBO2}.txt2img.fibo2:Fibo2", f"{_FIBO2}.edit.fibo2_edit:Fibo2Edit"),
         condition=2,  # once little noise is left, other embeddings come, which have seen the pictures of the caption's text
     ),
-    Adapter(
-        id="krea-2-controlnet",
-        pipelines=(f"{_MODELS}.krea2.variants.controlnet.krea2_controlnet:Krea2Controlnet",),
-        predict=("_predict",),
-        on_class=True,
-        refuses=_refuse_noise,
-        second_call=SecondCall(),
-    ),
-    Adapter(
-        id="anima",
-        pipelines=(f"{_MODELS}.anima.variants.txt2img.anima:Anima",),
-        predict=("_predict",),
-        on_class=True,
-        refuses=_refuse_noise,
-        second_call=SecondCall(),
-    ),
+    _KREA2_CONTROLNET,
+    replace(_KREA2_CONTROLNET, id="anima", pipelines=(f"{_MODELS}.anima.variants.txt2img.anima:Anima",)),
     Adapter(
         id="ideogram-4",
         pipelines=(f"{_MODELS}.ideogram4.variants.txt2img.ideogram4:Ideogram4",),

@@ -98,8 +98,12 @@ class DualCache(Method):
     """Run the first blocks, and let their change decide about the others."""
 
     settings: DualCacheSettings = PRESETS["aggressive"]
-    preset: str | None = None
     uses_numbers: ClassVar[bool] = False
+
+    @property
+    def preset(self) -> str | None:
+        """The name of the settings, if they have one."""
+        return next((name for name, preset in PRESETS.items() if preset == self.settings), None)
 
     @property
     def setting(self) -> str:
@@ -149,13 +153,12 @@ class DualCache(Method):
 def parse(setting: str) -> DualCache:
     """A preset, or settings: `aggressive`, `F=8,B=0,rdt=0.08`."""
     if setting.lower() in PRESETS:
-        return DualCache(PRESETS[setting.lower()], setting.lower())
+        return DualCache(PRESETS[setting.lower()])
     text, values = keyed(setting, _THEIRS, **{name: partial(_value, name) for name in _FIELDS})
     if text or not values:
         presets = ", ".join(PRESETS)
         raise ArgumentTypeError(f"'{setting}' is neither a preset ({presets}) nor of the form F=8,B=0,rdt=0.08")
-    settings = DualCacheSettings(**values)
-    return DualCache(settings, next((name for name, preset in PRESETS.items() if preset == settings), None))
+    return DualCache(DualCacheSettings(**values))
 
 
 _LEAST = {"F": 1, "B": 0, "warmup": 0, "warmup_interval": 1, "max_cached": -1, "continuous": -1}
