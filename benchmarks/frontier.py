@@ -5,7 +5,8 @@ python benchmarks/frontier.py --rows frontier.jsonl --jobs 2 --table docs/benchm
 Each picture is compared with the one of the full run. Rows go to a file of JSON lines and a second call goes on where the
 first was stopped; with --jobs 0 only table and plot are made from what is there. `rivals/run_cache_dit.py frontier` adds
 cache-dit's rows to the same file, and --mlx-teacache FOLDER, its unpacked wheel, adds mlx-teacache's. A threshold for a
-share is looked up in the changes that full runs of a few prompts read; what was computed is counted, not assumed.
+share is looked up in the changes that full runs of a few prompts read (MagCache reads none: its gate alone tells); what was
+computed is counted, not assumed. MagCache has a row only if the model's variant has `mag_ratios`.
 Preload OpenBLAS on Linux: MLX's own BLAS takes ten times as long.
 """
 
@@ -39,7 +40,10 @@ THRESHOLDS = {
     "TeaCache + linear": "{}+linear",
     "SeaCache": "seacache:{}",
     "SeaCache + linear": "seacache:{}+linear",
+    "EasyCache": "easycache:{}",
 }
+#: Of the method whose gate reads nothing.
+UNREAD = {"MagCache": "magcache:{}"}
 SCHEDULES = {"schedule, reuse": "{}x+reuse", "schedule": "{}x", "schedule, quadratic": "{}x+quadratic"}
 #: Of the method whose threshold has to be tried.
 TRIED = {
@@ -49,7 +53,7 @@ TRIED = {
 TRIES = (0.05, 0.1, 0.2, 0.4, 0.8)
 #: Made first, for all steps and guidances, so that a run that is stopped shows what matters.
 FIRST = (PLAIN, "schedule", "TeaCache")
-METHODS = (*FIRST, *(method for method in (*SCHEDULES, *THRESHOLDS, *TRIED) if method not in FIRST))
+METHODS = (*FIRST, *(method for method in (*SCHEDULES, *THRESHOLDS, *UNREAD, *TRIED) if method not in FIRST))
 SHARES = (0.75, 0.6, 0.5, 0.35, 0.25)
 #: A share in the table stands for what was computed within this distance of it.
 NEAR = 0.08
@@ -172,20 +176,25 @@ def _make(job: Job) -> dict[str, Any]:
     return _worker(job)
 
 
-def gate_of(method: str, steps: int) -> Callable[[float], Any]:
-    """Makes the gate of a method for a threshold, as it decides in so many steps."""
-    from mflux_teacache_plugin.caching.gate import Facts
-    from mflux_teacache_plugin.caching.stats import Generation
+def variant_of_the_model() -> Any:
+    """The demo model's."""
     from mflux_teacache_plugin.demo_model import NAME
-    from mflux_teacache_plugin.methods import parse
-    from mflux_teacache_plugin.methods.method import Setup
-    from mflux_teacache_plugin.methods.teacache import TeaCacheGate
     from mflux_teacache_plugin.variants.catalog import load_catalog
 
-    variant = load_catalog().variants[NAME].variant
+    return load_catalog().variants[NAME].variant
+
+
+def gate_of(method: str, steps: int) -> Callable[[float], Any]:
+    """Makes the gate of a method for a threshold, as it decides in so many steps."""
+    from mflux_teacache_plugin.caching.gate import Facts, Setup
+    from mflux_teacache_plugin.caching.stats import Generation
+    from mflux_teacache_plugin.methods import parse
+    from mflux_teacache_plugin.methods.teacache import TeaCacheGate
+
+    variant = variant_of_the_model()
     if method == RIVAL:  # computes its first two steps, and takes the polynomial where it was not fitted too
         return lambda threshold: TeaCacheGate(steps, threshold, variant.polynomial, None, (2, 1))
-    text = THRESHOLDS[method]
+    text = {**THRESHOLDS, **UNREAD}[method]
     setup = Setup(Facts((1.0,) * steps), Generation(steps), variant)
     return lambda threshold: parse(text.format(threshold)).gate(setup)
 
@@ -233,6 +242,11 @@ def settings(method: str, steps: int, guidance: float, args: argparse.Namespace,
         return {
             SCHEDULES[method].format(math.floor(1e4 * steps / count) / 1e4): share for share, count in counts.items()
         }
+    if method in UNREAD:
+        if variant_of_the_model().mag_ratios is None:
+            return {}
+        found = thresholds(method, steps, [[None] * steps], args.shares)
+        return {UNREAD[method].format(value): share for share, value in found.items()}
     wanted = {"method": base(method), "setting": unreachable(base(method)), "steps": steps, "guidance": guidance}
     recorded = [row["changes"] for row in rows if wanted.items() <= row.items() and row["pair"] < PROBES]
     found = thresholds(base(method), steps, recorded, args.shares)

@@ -18,6 +18,7 @@ from mflux_teacache_plugin import apply_teacache
 from mflux_teacache_plugin.caching.gate import Facts
 from mflux_teacache_plugin.cli.output import print_table
 from mflux_teacache_plugin.demo_model import load, prompts
+from mflux_teacache_plugin.errors import SettingsError
 from mflux_teacache_plugin.measure import machine
 from mflux_teacache_plugin.methods.method import Method
 from mflux_teacache_plugin.methods.speedup import Speedup
@@ -35,6 +36,8 @@ METHODS: dict[str, tuple[Method | str, str]] = {
     "TeaCache": ("1e-9", "2"),
     "SeaCache": ("seacache:1e-9", "seacache:2"),
     "schedule": (Everywhere(1.5), "4x"),
+    "EasyCache": ("easycache:1e-9", "easycache:2,ret_steps=2"),
+    "MagCache": ("magcache:0.06,retention=1", "magcache:2,K=99,retention=0"),
     "DualCache": ("dualcache:F=1,B=0,rdt=1e-9", "dualcache:F=1,B=0,rdt=0.99,warmup=1"),
 }
 PLAIN = "plain"
@@ -54,6 +57,18 @@ class StepTimes:
         return [after - before for before, after in zip(self.ends, self.ends[1:], strict=False)]
 
 
+def possible(model: Any) -> dict[str, tuple[Method | str, str]]:
+    """The methods that the model's variant has numbers for."""
+    found = dict(METHODS)
+    for name, (never, _) in METHODS.items():
+        try:
+            apply_teacache(model, never).restore()
+        except SettingsError as error:
+            print(f"{name} is left out: {error.error}")
+            del found[name]
+    return found
+
+
 def applied(model: Any, method: Method | str | None) -> AbstractContextManager[Any]:
     return nullcontext() if method is None else apply_teacache(model, method)
 
@@ -64,18 +79,18 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20)
     args = parser.parse_args()
     model, prompt = load(), prompts("benchmark")[0]
-    rows = []
+    rows, methods = [], possible(model)
     for mode, guidance in (("compiled", 1.0), ("compiled", 4.0), ("eager", 1.0), ("eager", 4.0)):
         (mx.enable_compile if mode == "compiled" else mx.disable_compile)()
-        loops: dict[str, list[float]] = {name: [] for name in (PLAIN, *METHODS)}
-        skipped: dict[str, list[float]] = {name: [] for name in METHODS}
+        loops: dict[str, list[float]] = {name: [] for name in (PLAIN, *methods)}
+        skipped: dict[str, list[float]] = {name: [] for name in methods}
         for repetition in range(args.repetitions + 1):
             for name, times in loops.items():
-                with applied(model, METHODS[name][0] if name in METHODS else None):
+                with applied(model, methods[name][0] if name in methods else None):
                     loop = generate(model, prompt, args.steps, guidance)[1]
                 if repetition:  # the first one compiles
                     times.append(loop)
-            for name, (_, always) in METHODS.items():
+            for name, (_, always) in methods.items():
                 timer = StepTimes()
                 model.callbacks.register(timer)
                 with apply_teacache(model, always) as handle:
@@ -88,7 +103,7 @@ def main() -> None:
                     steps = enumerate(timer.seconds(), start=1)
                     skipped[name] += [seconds for step, seconds in steps if step not in computing]
         plain = statistics.median(loops[PLAIN])
-        for name in METHODS:
+        for name in methods:
             never, step = statistics.median(loops[name]), statistics.median(skipped[name])
             share = f"{100 * step * args.steps / plain:.1f} %"
             rows.append((mode, guidance, name, plain, never, never / plain, step * 1000, share))

@@ -12,7 +12,7 @@ import time
 import mlx.core as mx
 from mflux.models.flux2.model.flux2_transformer.transformer import Flux2Transformer
 
-from mflux_teacache_plugin.adapters.tapped import KLEIN_BASE
+from mflux_teacache_plugin.adapters.families import KLEIN_BASE
 from mflux_teacache_plugin.caching.taps import TappedForward, Taps
 from mflux_teacache_plugin.cli.output import print_table
 from mflux_teacache_plugin.measure import machine

@@ -30,13 +30,6 @@ def activate(why: str = "") -> None:
         _report("start-up failed", fault)
 
 
-def deactivate() -> None:
-    """Forget every target and the gate's answer. What a callback has done already is its owner's to undo."""
-    _facts.update(calls=0, activated=False, why="deactivated")
-    if "mflux_teacache_plugin.host.imports" in sys.modules:
-        sys.modules["mflux_teacache_plugin.host.imports"].forget_all()
-
-
 def state() -> "dict[str, Any]":
     """Facts for `mflux-teacache doctor`: calls, activated, why (or why not), and the modules still waited for."""
     imports = sys.modules.get("mflux_teacache_plugin.host.imports")

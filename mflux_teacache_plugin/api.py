@@ -12,7 +12,7 @@
 
 from mflux_teacache_plugin.adapters.adapter import CLASSIFIER_FREE_GUIDANCE, DISTILLED_GUIDANCE, Adapter
 from mflux_teacache_plugin.caching.block_cache import BlockCache
-from mflux_teacache_plugin.caching.gate import Change, Facts, Gate, Verdict
+from mflux_teacache_plugin.caching.gate import Change, Facts, Gate, Setup, Verdict
 from mflux_teacache_plugin.caching.guidance import SecondCall
 from mflux_teacache_plugin.caching.stats import Generation
 from mflux_teacache_plugin.caching.step_cache import Cache, Calls, PredictionCache, StepCache
@@ -26,7 +26,7 @@ from mflux_teacache_plugin.errors import (
     VariantFileError,
 )
 from mflux_teacache_plugin.host.specs import hookimpl
-from mflux_teacache_plugin.methods.method import Method, Parser, Setup
+from mflux_teacache_plugin.methods.method import Method, Parser
 from mflux_teacache_plugin.variants import Guard, Profile, Provenance, StepList, Variant, read_variant
 
 # in the order of the table

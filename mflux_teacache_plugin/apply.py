@@ -96,9 +96,13 @@ class Handle(Observer):
         if self._refused:
             return
         adapter = self._adapter
+        if config.num_inference_steps <= config.init_time_step:
+            raise SettingsError(
+                "it takes no step", cause=f"{config.num_inference_steps} in all, and none is left to take"
+            )
         record = self._record = self.stats.begin(config.num_inference_steps - config.init_time_step)
         facts = facts_of(config, adapter.sigmas and adapter.sigmas(model, config, self._arguments))
-        record.steps = facts.steps
+        record.steps, record.guidance = facts.steps, facts.guidance
         setup = Setup(facts, record, self.variant, adapter.branches, adapter.condition)
         if self.method.needs_taps and adapter.taps is not None:
             blocks = {name: len(blocks) for name, blocks in lists_of_blocks(model, adapter).items()}

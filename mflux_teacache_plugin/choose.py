@@ -1,8 +1,10 @@
 """What a model will run with: adapters, coefficient files and methods from every plugin, and the choice among them."""
 
 import inspect
+import re
 from argparse import ArgumentTypeError
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -11,7 +13,7 @@ from typing import Any
 from mflux_teacache_plugin import methods
 from mflux_teacache_plugin.adapters import BUILT_IN, REFUSED, Adapter, Registry
 from mflux_teacache_plugin.adapters.adapter import pipeline_name
-from mflux_teacache_plugin.errors import ConflictError, UnsupportedModelError, VariantFileError
+from mflux_teacache_plugin.errors import ConflictError, SettingsError, UnsupportedModelError, VariantFileError
 from mflux_teacache_plugin.host.manager import contributions
 from mflux_teacache_plugin.methods.method import Method, Parser
 from mflux_teacache_plugin.settings import Value
@@ -24,6 +26,9 @@ from mflux_teacache_plugin.variants import (
     load_catalog,
     read_variant,
 )
+
+#: No hint asks for as many steps as this.
+MOST_STEPS = 1000
 
 _ANY_MODEL = "ask for a speed-up instead, such as --teacache 1.5x"
 
@@ -182,15 +187,38 @@ def why_no_cfg_end(pipeline: type) -> str | None:
     return "its guidance makes no second prediction that could be left out"
 
 
-def active_steps(adapter: Adapter, pipeline: type, args: Any | None) -> int | None:
-    """How many steps of a command call the model (image to image: not the first ones); None if that is not known yet."""
-    steps = getattr(args, "steps", None) if adapter.steps is None or args is None else adapter.steps(args)
+def active_steps(adapter: Adapter, pipeline: type, args: Any | None, steps: int | None = None) -> int | None:
+    """How many steps of a command call the model (image to image: not the first ones); None if that is not known yet.
+
+    With `steps`: how many it would be with as many `--steps`.
+    """
+    if steps is None:
+        steps = getattr(args, "steps", None) if adapter.steps is None or args is None else adapter.steps(args)
     strength = getattr(args, "image_strength", None) if getattr(args, "image_path", None) else None
     if (edited := getattr(args, "strength", None)) is not None:  # Qwen-Image-2.1's edit: how much is made new
         strength = 1 - edited
     if steps is None or strength is None or strength <= 0 or pipeline_name(pipeline) in adapter.takes_all_steps:
         return steps
     return steps - max(1, int(steps * min(1.0, strength)))
+
+
+def check_steps(method: Method, adapter: Adapter, pipeline: type, args: Any | None) -> None:
+    """Raise SettingsError where the method makes no sense with a command's steps. The hint counts as `--steps` does."""
+    steps = active_steps(adapter, pipeline, args)
+    try:
+        return method.check_steps(steps)
+    except SettingsError as error:
+        given = getattr(args, "steps", None)
+        if given is None or steps == given:
+            raise
+        cause = f"of {given} steps the strength leaves {steps}" + (f"; {error.cause}" if error.cause else "")
+        hint = "no number of steps will do at this strength; give another one"
+        for more in range(given + 1, MOST_STEPS):
+            with suppress(SettingsError):
+                method.check_steps(active_steps(adapter, pipeline, args, more))
+                hint = re.sub(r"\d+(?= --steps)", str(more), error.hint or f"take {more} --steps")
+                break
+        raise SettingsError(error.error, cause=cause, hint=hint) from None
 
 
 def serving_adapters(pipeline: type) -> dict[str, Adapter]:

@@ -46,7 +46,7 @@ class Request:
         asked: dict[str, Any] = {"method": wanted.method, "forecast": wanted.forecast, "cfg_end": wanted.cfg_end}
         options = {} if args is None else vars(args)
         choice = choose.choose(pipeline, model_config, source, self.files, **asked, id=wanted.variant, options=options)
-        choice.method.check_steps(choose.active_steps(choice.adapter, pipeline, args))
+        choose.check_steps(choice.method, choice.adapter, pipeline, args)
         return choice
 
 
@@ -231,7 +231,7 @@ def _check_command(args: Namespace, command: str, pipelines: list[type], wanted:
             if wanted.method is None or wanted.method.skips:
                 choose.check_run(adapter, pipeline, None, vars(args))
             if wanted.method is not None and wanted.explicit:
-                wanted.method.check_steps(choose.active_steps(adapter, pipeline, args))
+                choose.check_steps(wanted.method, adapter, pipeline, args)
 
 
 def _why_not(pipelines: list[type]) -> str | None:

@@ -38,7 +38,8 @@ class Settings:
     Attributes:
         method: None for what the model's variant recommends.
         origin: where it was asked for, in words for a message.
-        explicit: asked for by an option or a -C file, so that what cannot be done is an error and not a warning.
+        explicit: asked for by an option or a -C file, so that what cannot be done is an error and not a warning. An option
+            that only says how (forecast, cfg_end) orders nothing beside the environment, which is a wish.
         forecast: instead of the method's own.
         coefficients: a coefficient file or folder that wins over all others.
         variant: the id that a recorded run used, "" if none; None to match the model.
@@ -80,19 +81,19 @@ def _of_method(args: Namespace | None, environ: Mapping[str, str], parse: Callab
     if len(asked) > 1:
         first, second = list(asked)[:2]
         raise ConflictError(f"{first} and {second} are two methods", hint="ask for one of them")
-    for option, value in asked.items():
-        return _settings(value, option, True, forecast, coefficients)
-    if coefficients is not None:  # they ask for the cache too
-        return _settings(AUTO, "--teacache-coefficients", True, forecast, coefficients)
-    recorded = _from_sidecar(args, parse)
-    request = _from_environment(environ, parse) if recorded is None else recorded or None
-    if forecast is None:
+    if asked:
+        ((option, value),) = asked.items()
+        request = _settings(value, option, coefficients=coefficients)
+    elif coefficients is not None:  # they ask for the cache too
+        request = _settings(AUTO, "--teacache-coefficients", coefficients=coefficients)
+    else:
+        recorded = _from_sidecar(args, parse)
+        request = _from_environment(environ, parse) if recorded is None else recorded or None
+        if request is None and forecast is not None:
+            request = _settings(AUTO, "--teacache-forecast")
+    if request is None or forecast is None:
         return request
-    if request is None:
-        return _settings(AUTO, "--teacache-forecast", True, forecast)
-    origin = request.origin if request.explicit else "--teacache-forecast"  # what a file recorded is still the file's
-    method = request.method and request.method.with_forecast(forecast)
-    return replace(request, method=method, forecast=forecast, origin=origin, explicit=True)
+    return replace(request, method=request.method and request.method.with_forecast(forecast), forecast=forecast)
 
 
 def _from_environment(environ: Mapping[str, str], parse: Callable[[str], Value]) -> Settings | None:
@@ -100,18 +101,13 @@ def _from_environment(environ: Mapping[str, str], parse: Callable[[str], Value])
     if not text:
         return None
     try:
-        return _settings(parse(text), ENVIRONMENT, False)
+        return _settings(parse(text), ENVIRONMENT, explicit=False)
     except ArgumentTypeError as error:
         raise SettingsError(error=f"{ENVIRONMENT}: {error}", hint=f"set {ENVIRONMENT}=auto, or unset it") from None
 
 
-def _settings(
-    value: Value, origin: str, explicit: bool, forecast: str | None = None, coefficients: Path | None = None
-) -> Settings | None:
-    if value == OFF:
-        return None
-    method = None if isinstance(value, str) else value if forecast is None else value.with_forecast(forecast)
-    return Settings(method, origin, explicit, forecast, coefficients)
+def _settings(value: Value, origin: str, explicit: bool = True, **further: Any) -> Settings | None:
+    return None if value == OFF else Settings(None if isinstance(value, str) else value, origin, explicit, **further)
 
 
 def _from_sidecar(args: Namespace | None, parse: Callable[[str], Value]) -> Settings | Literal[False] | None:
@@ -140,5 +136,6 @@ def _from_sidecar(args: Namespace | None, parse: Callable[[str], Value]) -> Sett
     except ArgumentTypeError as error:
         hint = f"correct the file, or pass {option} to override it"
         raise SettingsError(f"{path}: {key}: {error}", hint=hint) from None
-    found = Settings(None if isinstance(value, str) else value, f"-C {path}", True, variant=variant, numbers=numbers)
-    return replace(found, coefficients=Path(coefficients) if coefficients else None, cfg_end=cfg_end)
+    own = Path(coefficients) if coefficients else None
+    further: dict[str, Any] = {"variant": variant, "numbers": numbers, "coefficients": own, "cfg_end": cfg_end}
+    return _settings(value, f"-C {path}", **further)

@@ -14,6 +14,9 @@ def summary(generation: Generation, method: Method, variant: Variant | None) -> 
     if not method.skips:
         return _left_out(generation) or "nothing left out: guidance needs all its predictions, or makes but one"
     further = _left_out(generation, "the other " if generation.skipped else "")
+    guidance = generation.guidance
+    if method.cfg_end is not None and generation.alone is None and guidance is not None and guidance <= 1:
+        further = f"cfg_end did nothing at guidance {guidance:g}"
     line = _skipped(generation, method, variant)
     return f"{line}; {further}" if further else line
 

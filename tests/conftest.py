@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests.support import deactivate
+
 settings.register_profile("on any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("on any machine")
 
@@ -111,7 +113,6 @@ def as_found(tmp_path):
 @pytest.fixture
 def connected():
     """The plugins connected to mflux, as the start-up file does it, and disconnected afterwards."""
-    from mflux_teacache_plugin import _startup
     from mflux_teacache_plugin.host import bridge
     from mflux_teacache_plugin.host.manager import load_plugins
 
@@ -120,5 +121,5 @@ def connected():
     bridge.install()
     yield load_plugins()
     bridge.uninstall()
-    _startup.deactivate()
+    deactivate()
     load_plugins.cache_clear()

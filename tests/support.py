@@ -1,7 +1,9 @@
 """What several test modules need beside the tiny models."""
 
+import sys
 from typing import Any
 
+from mflux_teacache_plugin import _startup
 from mflux_teacache_plugin.variants import Provenance, Variant
 from tests.tiny.cases import Case
 
@@ -21,3 +23,12 @@ def a_variant(case: Case, **changes: Any) -> Variant:
         "provenance": Provenance(source="a test"),
     }
     return Variant(**{**values, **changes})
+
+
+def deactivate() -> None:
+    """Forget that the start-up file ran, and every module that is waited for. What the bridge has patched stays."""
+    _startup._facts.update(calls=0, activated=False, why="deactivated")
+    imports = sys.modules.get("mflux_teacache_plugin.host.imports")
+    if imports is not None:
+        imports._pending.clear()
+        imports._tidy()

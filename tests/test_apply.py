@@ -49,6 +49,14 @@ def test_a_handle_counts_and_explains(model, tiny):
     assert decision.reason == "below the threshold"
 
 
+@pytest.mark.parametrize("method", ["1.5x", "0.2", "steps:0-3", "90s"])
+def test_a_run_of_no_steps_is_plain_mflux_with_a_line_that_says_so(method, tiny, eager, capsys):
+    model = BASE.build(tiny)
+    with apply_teacache(model, method, variant=a_variant(BASE)):
+        BASE.generate(model, tiny, num_inference_steps=0)
+    assert capsys.readouterr().err.startswith("TeaCache: this picture is plain mflux: it takes no step (0 in all")
+
+
 def test_without_a_with_block_restore_ends_it(model, tiny):
     plain = FLUX1.generate(model, tiny, num_inference_steps=4)
     handle = apply_teacache(model, variant=a_variant(FLUX1), threshold=ALWAYS)

@@ -7,7 +7,7 @@ import mlx.core as mx
 import pytest
 
 from mflux_teacache_plugin.caching.block_cache import BlockCache
-from mflux_teacache_plugin.caching.gate import Facts, Verdict
+from mflux_teacache_plugin.caching.gate import Facts, Setup, Verdict
 from mflux_teacache_plugin.caching.stats import Generation
 
 STEPS = 5
@@ -78,8 +78,9 @@ class Model:
 def a_cache(*gates: Scripted, lists: Mapping[str, int] | None = None, order: int = 0, **more: Any) -> BlockCache:
     given = iter(gates)
     facts = Facts(tuple(1 - step / STEPS for step in range(STEPS)))
-    options = {"first": 1, "stream": "hidden", **more}
-    return BlockCache(lambda: next(given), lists or {"double": 4}, facts, order, Generation(STEPS), **options)
+    branches = more.pop("branches", 1)
+    setup = Setup(facts, Generation(STEPS), branches=branches, blocks=lists or {"double": 4}, stream="hidden")
+    return BlockCache(lambda: next(given), setup, order, **{"first": 1, **more})
 
 
 @pytest.mark.parametrize(("first", "last", "runs"), [(1, 0, [0]), (1, 1, [0, 3]), (2, 1, [0, 1, 3]), (3, 0, [0, 1, 2])])
@@ -122,7 +123,7 @@ def test_the_change_is_of_what_the_first_blocks_add_since_the_last_computed_step
     assert gate.resets == 1, "at the first step, which has nothing to compare with"
     decisions = model.cache.record.decisions
     assert [decision.change for decision in decisions] == pytest.approx([None, 1.0, 0.5, 1.0])
-    assert [decision.reason for decision in decisions] == ["nothing that fits is kept", "told so", "told so", "told so"]
+    assert [decision.reason for decision in decisions] == ["first step", "told so", "told so", "told so"]
     assert [decision.accumulated for decision in decisions] == [None, 0.1, 0.2, 0.3]
     assert [(decision.branch, decision.blocks, decision.share) for decision in decisions] == [(0, "double", 0.75)] * 4
 

@@ -12,7 +12,6 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mflux_teacache_plugin import _startup
 from mflux_teacache_plugin.calibration import schedules, takeover, traces
 from mflux_teacache_plugin.calibration.record import recording
 from mflux_teacache_plugin.calibration.traces import Trace
@@ -22,6 +21,7 @@ from mflux_teacache_plugin.cli.calibrate import read_prompts
 from mflux_teacache_plugin.host import bridge
 from mflux_teacache_plugin.host.manager import load_plugins
 from mflux_teacache_plugin.variants import read_variant
+from tests.support import deactivate
 from tests.test_options import write_variant
 from tests.tiny.cases import Case, case
 from tests.tiny.commands import preserved_globals, run_command
@@ -39,7 +39,7 @@ def fresh_plugins() -> Iterator[None]:
     load_plugins.cache_clear()
     yield
     bridge.uninstall()
-    _startup.deactivate()
+    deactivate()
     load_plugins.cache_clear()
 
 

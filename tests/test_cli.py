@@ -18,6 +18,7 @@ from mflux_teacache_plugin.cli import VERBS, doctor, main
 from mflux_teacache_plugin.errors import TeaCacheError
 from mflux_teacache_plugin.host import bridge
 from mflux_teacache_plugin.host.manager import load_plugins
+from tests.support import deactivate
 from tests.test_options import write_variant
 from tests.tiny.cases import case
 from tests.tiny.commands import preserved_globals, read_pixels
@@ -34,7 +35,7 @@ def fresh_plugins() -> Iterator[None]:
     load_plugins.cache_clear()
     yield
     bridge.uninstall()
-    _startup.deactivate()
+    deactivate()
     load_plugins.cache_clear()
 
 

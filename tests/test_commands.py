@@ -133,10 +133,14 @@ def test_what_cannot_be_right_is_refused_with_the_reason(command, argv, words, r
     assert words in message
 
 
-def test_where_the_environment_asks_it_is_one_warning(run, monkeypatch, capsys):
+@pytest.mark.parametrize("argv", [[], ["--teacache-forecast", "reuse"]])
+def test_where_the_environment_asks_it_is_one_warning(argv, run, monkeypatch, capsys):
+    """Also with a forecast, which only says how; where nothing else asks for step caching it is an order."""
+    if argv:
+        assert "er_sde" in run("mflux-generate-krea2", "--scheduler", "er_sde", *argv)
     monkeypatch.setenv("MFLUX_TEACACHE", "1.5x")
     with pytest.raises(Loads):
-        run("mflux-generate-krea2", "--scheduler", "er_sde")
+        run("mflux-generate-krea2", "--scheduler", "er_sde", *argv)
     said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("TeaCache: ")]
     assert len(said) == 1 and "switched off for this run" in said[0] and "er_sde" in said[0]
 
@@ -189,6 +193,12 @@ HAVE_IT = ("mflux-generate-kontext",)
 def test_the_newer_way_to_give_picture_and_strength(run, tiny):
     message = run("mflux-generate", "--teacache", "2x", "--steps", "10", "--image", str(tiny.pictures.photo), "0.8")
     assert message.startswith("error: 2 steps at 2x cannot be met")
+    assert "\n  cause: of 10 steps the strength leaves 2; " in message and "take at least 26 --steps" in message
+    asked = ["--teacache", "2x", "--image", str(tiny.pictures.photo)]
+    assert "cannot be met" in run("mflux-generate", *asked, "0.8", "--steps", "25")
+    with pytest.raises(Loads):
+        run("mflux-generate", *asked, "0.8", "--steps", "26")
+    assert "no number of steps will do at this strength" in run("mflux-generate", *asked, "1")
     with pytest.raises(Loads):  # a strength without a picture, or of 0, leaves nothing out
         run("mflux-generate", "--teacache", "2x", "--steps", "10", "--image-strength", "0.8")
     with pytest.raises(Loads):

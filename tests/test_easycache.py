@@ -8,11 +8,10 @@ import numpy as np
 import pytest
 
 from benchmarks.rivals.easycache import noise, velocity
-from mflux_teacache_plugin.caching.gate import Facts
+from mflux_teacache_plugin.caching.gate import Facts, Setup
 from mflux_teacache_plugin.caching.stats import Generation
 from mflux_teacache_plugin.errors import SettingsError
 from mflux_teacache_plugin.methods import parse
-from mflux_teacache_plugin.methods.method import Setup
 
 RUNS = json.loads((Path(__file__).parent / "data/easycache/authors.json").read_text())["runs"]
 

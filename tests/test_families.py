@@ -12,7 +12,7 @@ import pytest
 from mlx import nn
 from mlx.utils import tree_flatten
 
-from mflux_teacache_plugin.adapters import BUILT_IN, untapped
+from mflux_teacache_plugin.adapters import BUILT_IN, REFUSED
 from mflux_teacache_plugin.apply import apply_teacache
 from mflux_teacache_plugin.caching import block_cache, step_cache
 from mflux_teacache_plugin.caching.forecast import Forecast
@@ -381,6 +381,6 @@ def test_where_it_is_tapped_the_other_methods_work(case, photo, monkeypatch):
 def test_every_pipeline_is_tried():
     tried = {f"mflux.models.{case.pipeline}" for case in FAMILIES}
     assert tried == {n for a in BUILT_IN for n in a.pipelines if not a.id.startswith(("flux1", "klein")) and exists(n)}
-    for name in (*tried, *filter(exists, untapped.REFUSED)):
+    for name in (*tried, *filter(exists, REFUSED)):
         module, _, pipeline = name.partition(":")
         assert hasattr(importlib.import_module(module), pipeline)

@@ -69,3 +69,25 @@ def test_the_table_is_written_between_the_marks_only(frontier, tmp_path):
     assert file.read_text() == "before\n<!-- frontier -->\n\nnew\n<!-- end -->\nafter\n<!-- end -->\n"
     with pytest.raises(SystemExit, match="has no line"):
         frontier.write_table("new", BENCHMARKS / "frontier.py")
+
+
+def test_easycache_has_a_threshold_for_a_share_too(frontier):
+    steps, change = 50, 0.02
+    found = frontier.thresholds("EasyCache", steps, [[None, *[change] * (steps - 1)]], [0.75, 0.5])
+    gate = frontier.gate_of("EasyCache", steps)(found[0.5])
+    assert sum(not gate(step, lambda: change).skip for step in range(steps)) == pytest.approx(25, abs=4)
+
+
+def test_magcache_has_settings_by_the_variants_ratios_and_none_without_them(frontier, monkeypatch):
+    """Nothing is recorded for it: its gate reads nothing."""
+    demo = frontier.variant_of_the_model()
+    monkeypatch.setattr(frontier, "variant_of_the_model", lambda: demo.replace(mag_ratios=None))
+    assert frontier.settings("MagCache", 50, 4.0, ARGS, []) == {}
+    ratios = tuple(1 - 0.01 * (step % 3) for step in range(50))
+    monkeypatch.setattr(frontier, "variant_of_the_model", lambda: demo.replace(mag_ratios=ratios))
+    args = Namespace(shares=[0.75, 0.5])
+    found = frontier.settings("MagCache", 50, 4.0, args, [])
+    assert list(found.values()) == [0.75, 0.5] and all(text.startswith("magcache:") for text in found)
+    for text, share in found.items():
+        gate = frontier.gate_of("MagCache", 50)(float(text.partition(":")[2]))
+        assert sum(not gate(step, float).skip for step in range(50)) / 50 == pytest.approx(share, abs=0.08)

@@ -21,6 +21,7 @@ from mflux_teacache_plugin.choose import registry
 from mflux_teacache_plugin.errors import SettingsError, UnsupportedModelError
 from mflux_teacache_plugin.host import bridge
 from mflux_teacache_plugin.host.layers import stand_before
+from mflux_teacache_plugin.summary import summary
 from tests.support import ALWAYS, NEVER
 from tests.test_families import numbers, state
 from tests.tiny.cases import case as klein_case
@@ -287,6 +288,16 @@ def test_it_goes_with_methods_that_look_inside(id, method, photo):
     last = handle.stats.last
     assert last.fault is None and last.alone == 4 and mx.isfinite(latents).all()
     assert {decision.branch for decision in last.decisions if decision.step >= 4} == {0}
+
+
+@pytest.mark.parametrize(("guidance", "told"), [(1.0, True), (3.0, False)])
+def test_the_line_says_where_cfg_end_had_nothing_to_leave_out(guidance, told, photo):
+    """As on a turbo model that shares its pipeline with a base model."""
+    case = family("z-image")
+    with case.model() as model, apply_teacache(model, "2x", cfg_end=0.5) as handle:
+        case.generate(model, photo, guidance=guidance)
+    line = summary(handle.stats.last, handle.method, handle.variant)
+    assert line.endswith("; cfg_end did nothing at guidance 1") is told and "skipped 4 of 8 steps" in line
 
 
 def test_it_is_mfluxs_own_rule(photo, monkeypatch):

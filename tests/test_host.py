@@ -17,16 +17,16 @@ import pytest
 from mflux_teacache_plugin import _startup, apply, choose, hookimpl, methods
 from mflux_teacache_plugin import hooks as own_hooks
 from mflux_teacache_plugin.adapters import Adapter
-from mflux_teacache_plugin.adapters.tapped import FLUX1
-from mflux_teacache_plugin.caching.gate import Change, Facts, Gate, Verdict
+from mflux_teacache_plugin.adapters.families import FLUX1
+from mflux_teacache_plugin.caching.gate import Change, Facts, Gate, Setup, Verdict
 from mflux_teacache_plugin.cli import main
 from mflux_teacache_plugin.errors import SettingsError
 from mflux_teacache_plugin.host import bridge, specs
 from mflux_teacache_plugin.host.manager import Loaded, contributions, load_plugins
 from mflux_teacache_plugin.host.specs import hookspec
-from mflux_teacache_plugin.methods.method import Method, Setup
+from mflux_teacache_plugin.methods.method import Method
 from mflux_teacache_plugin.variants import Variant
-from tests.support import a_variant
+from tests.support import a_variant, deactivate
 from tests.tiny.cases import PROMPT, SEED, case
 from tests.tiny.commands import run_command
 
@@ -56,7 +56,7 @@ def connect() -> Iterator[Connect]:
 
     yield connect
     bridge.uninstall()
-    _startup.deactivate()
+    deactivate()
     load_plugins.cache_clear()
 
 

@@ -5,12 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from mflux_teacache_plugin.caching.gate import Facts
+from mflux_teacache_plugin.caching.gate import Facts, Setup
 from mflux_teacache_plugin.caching.stats import Decision, Generation
 from mflux_teacache_plugin.errors import SettingsError, VariantFileError
 from mflux_teacache_plugin.methods import parse
 from mflux_teacache_plugin.methods.magcache import MagCache, MagCacheGate
-from mflux_teacache_plugin.methods.method import Setup
 from mflux_teacache_plugin.variants import load_catalog
 from tests.support import a_variant
 from tests.tiny.cases import case

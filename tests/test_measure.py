@@ -194,6 +194,17 @@ def test_compare_writes_everything_and_prints_a_table(run, tmp_path) -> None:
 
 
 @pytest.mark.usefixtures("undrawn")
+def test_a_second_comparison_leaves_no_picture_of_the_first_and_all_that_is_not_its_own(run, tmp_path) -> None:
+    out = tmp_path / "out"
+    run("compare", "--settings", "0.1", "--out", out, "--", *COMMAND)
+    (out / "42-mine.png").write_bytes(b"mine")
+    run("compare", "--settings", "0.3", "--out", out, "--", *COMMAND)
+    assert {path.name for path in out.glob("42-*")} == {
+        *(f"42-{way}.png" for way in ("plain-10-steps", "plain-5-steps", "0.3", "mine"))
+    }
+
+
+@pytest.mark.usefixtures("undrawn")
 def test_compare_as_json(run, tmp_path) -> None:
     out = tmp_path / "out"
     code, text, _ = run("compare", "--settings", "0.3", "--out", out, "--format", "json", "--", *COMMAND)

@@ -13,7 +13,7 @@ from unittest import mock
 import numpy as np
 import pytest
 
-from mflux_teacache_plugin.adapters.tapped import KLEIN
+from mflux_teacache_plugin.adapters.families import KLEIN
 from mflux_teacache_plugin.host import bridge
 from tests.test_commands import REFUSED
 from tests.tiny import flux2

@@ -5,11 +5,10 @@ import numpy as np
 import pytest
 
 from mflux_teacache_plugin.apply import apply_teacache
-from mflux_teacache_plugin.caching.gate import Facts
+from mflux_teacache_plugin.caching.gate import Facts, Setup
 from mflux_teacache_plugin.caching.stats import Generation
 from mflux_teacache_plugin.errors import SettingsError
 from mflux_teacache_plugin.methods import parse, seconds
-from mflux_teacache_plugin.methods.method import Setup
 from mflux_teacache_plugin.summary import metadata, summary
 from tests.tiny.cases import case
 
@@ -61,7 +60,7 @@ def test_the_record_repeats_the_steps_exactly(clock):
 def test_too_short_a_time_is_said_in_the_line_and_the_fewest_steps_are_made(clock):
     method, cache = run("4s", 40, clock, [0.0, 8.0, 10.0])
     assert summary(cache.record, method, None) == (
-        "skipped 36 of 40 steps (4s); the time is too short for the fewest sensible steps, which were made"
+        "skipped 36 of 40 steps (4s, the time is too short for the fewest sensible steps, which were made)"
     )
 
 

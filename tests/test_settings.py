@@ -81,8 +81,8 @@ def test_a_forecast_alone_changes_what_the_file_or_the_environment_asks_for(tmp_
     assert (found.method, found.variant, found.numbers) == (methods.parse("2x+reuse"), "x", "1")
     assert found.origin == f"-C {file}", "a note about the recorded numbers names the file"
     assert resolve("0.2", teacache_forecast="linear") == settings.Settings(
-        methods.parse("0.2+linear"), "--teacache-forecast", True, forecast="linear"
-    )
+        methods.parse("0.2+linear"), "MFLUX_TEACACHE", False, forecast="linear"
+    ), "what the environment asks for stays a wish: the option only says how"
 
 
 def test_nothing_and_an_empty_variable_ask_for_nothing() -> None:

@@ -15,6 +15,7 @@ import pytest
 
 from mflux_teacache_plugin import _startup
 from mflux_teacache_plugin.host import imports
+from tests.support import deactivate
 
 ROOT = Path(__file__).resolve().parent.parent
 STARTUP_FILE = "mflux_teacache_plugin_startup.pth"
@@ -42,9 +43,9 @@ def _as_found(monkeypatch):
     pending = {name: list(callbacks) for name, callbacks in imports._pending.items()}
     for name in [name for name in os.environ if name.startswith("MFLUX_TEACACHE")]:
         monkeypatch.delenv(name)
-    _startup.deactivate()
+    deactivate()
     yield
-    _startup.deactivate()
+    deactivate()
     for name in set(sys.modules) - modules:
         if name.partition(".")[0] in ("mflux", "sample"):
             del sys.modules[name]
@@ -184,7 +185,7 @@ def test_activation_can_be_asked_for(monkeypatch):
     assert _startup.state() == {"calls": 1, "activated": False, "why": "mflux-teacache is running", "pending": []}
     _startup.activate("exec asked for it")
     assert _startup.state() == {"calls": 2, "activated": True, "why": "exec asked for it", "pending": ["mflux"]}
-    _startup.deactivate()
+    deactivate()
     assert not _startup.state()["activated"]
     assert imports._FINDER not in sys.meta_path
 
@@ -285,13 +286,12 @@ def test_an_imported_module_is_served_at_once(sample):
 
 def test_forget(sample):
     seen = []
-    imports.when_imported("sample", seen.append)
-    imports.when_imported("sample.part", seen.append)
-    imports.forget("sample", print)  # not registered: no error
-    imports.forget("sample.other", seen.append)
-    imports.forget("sample", seen.append)
+    forget = imports.when_imported("sample", seen.append)
+    forget_part = imports.when_imported("sample.part", seen.append)
+    forget()
+    forget()  # a second time: no error
     assert _startup.state()["pending"] == ["sample.part"]
-    imports.forget("sample.part", seen.append)
+    forget_part()
     assert imports._FINDER not in sys.meta_path
     importlib.import_module("sample.part")
     assert seen == []
@@ -299,9 +299,9 @@ def test_forget(sample):
 
 def test_forgotten_between_finding_and_running(sample):
     seen = []
-    imports.when_imported("sample", seen.append)
+    forget = imports.when_imported("sample", seen.append)
     spec = importlib.util.find_spec("sample")
-    imports.forget("sample", seen.append)
+    forget()
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     assert seen == []
@@ -411,4 +411,4 @@ def test_faults_do_not_end_a_starting_interpreter(sample, capsys):
             patch.setattr(_startup, "_install_bridge", install)
             _startup.activate("a test")
         assert fault.__name__ in capsys.readouterr().err
-        _startup.deactivate()
+        deactivate()

@@ -5,7 +5,7 @@ import pytest
 from mlx import nn
 from mlx.utils import tree_flatten
 
-from mflux_teacache_plugin.caching.gate import Facts, Verdict, relative_change
+from mflux_teacache_plugin.caching.gate import Facts, Setup, Verdict, relative_change
 from mflux_teacache_plugin.caching.stats import Generation
 from mflux_teacache_plugin.caching.step_cache import PredictionCache, StepCache
 from mflux_teacache_plugin.caching.taps import TappedForward, TapPoints, Taps
@@ -87,7 +87,8 @@ def schedule(steps):
 
 
 def a_cache(gate, steps, order=0, **more):
-    return StepCache(gate, schedule(steps), order, Generation(steps), **more)
+    transform = {"transform": more.pop("transform")} if "transform" in more else {}
+    return StepCache(gate, Setup(schedule(steps), Generation(steps), **more), order, **transform)
 
 
 def run_steps(cache, forward, inputs):
@@ -316,7 +317,7 @@ def test_swapping_a_call_is_undone_in_any_class(transformer):
 
 
 def predictions(gate, steps, order=0, **more):
-    return PredictionCache(gate, schedule(steps), order, Generation(steps), **more)
+    return PredictionCache(gate, Setup(schedule(steps), Generation(steps), **more), order)
 
 
 class Counted:

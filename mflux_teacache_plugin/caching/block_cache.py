@@ -10,16 +10,14 @@ Each list of blocks decides for itself, in each guidance branch. The decision fa
 twice; nor can the forward be compiled whole.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import mlx.core as mx
 from mlx.utils import tree_flatten, tree_unflatten
 
-from mflux_teacache_plugin.caching.forecast import Forecast
-from mflux_teacache_plugin.caching.gate import Facts, Gate, Verdict, relative_change
-from mflux_teacache_plugin.caching.stats import Generation
+from mflux_teacache_plugin.caching.gate import Gate, Setup, relative_change
 from mflux_teacache_plugin.caching.step_cache import Cache, Calls
 
 
@@ -33,7 +31,6 @@ class _Stream:
         self.added: mx.array | None = None  # by the first blocks to the image stream, at the last computed step
         self.change: float | None = None  # as read in this step
         self.skip = False
-        self.residuals: dict[str, Forecast] = {}  # of each stream, from after the first blocks to before the last ones
 
     def begin(self, image: mx.array) -> None:
         """The first block is about to run."""
@@ -47,23 +44,19 @@ class BlockCache(Cache):
         self,
         gate: Callable[
             [], Gate
-        ],  # of one list of blocks in one guidance branch; `change` is since the last computed step
-        blocks: Mapping[str, int],  # the lists, with how many blocks each has
-        facts: Facts,
+        ],  # for one list of blocks in one guidance branch; `change` is since the last computed step
+        setup: Setup,
         order: int,
-        record: Generation,
         *,
         first: int,  # so many blocks at the start of each list always run (F)
         last: int = 0,  # so many at its end (B)
         separate: bool = True,  # each guidance branch reads its own change; otherwise the second goes by the first one's
-        stream: str = "hidden_states",  # a block takes the image's tokens by this name, and returns them last
-        branches: int = 1,  # how often the transformer runs within a step at most
     ) -> None:
-        super().__init__(facts, order, record)
-        self._gate, self._separate, self._image, self._branches = gate, separate, stream, branches
+        super().__init__(setup, order)
+        self._gate, self._separate = gate, separate
         self._first_run, self._last_run = first, last
         self._streams: dict[tuple[int, str], _Stream] = {}
-        self._work, self._first = sum(blocks.values()), next(iter(blocks))
+        self._work, self._first = sum(setup.blocks.values()), next(iter(setup.blocks))
 
     def attach(self, calls: Calls) -> None:
         calls.blocks(self._answer)
@@ -77,10 +70,10 @@ class BlockCache(Cache):
         super().end_step()
 
     def kept(self) -> list[mx.array]:
-        arrays = [array for stream in self._streams.values() for f in stream.residuals.values() for array in f.kept]
-        return arrays + [stream.added for stream in self._streams.values() if stream.added is not None]
+        return super().kept() + [stream.added for stream in self._streams.values() if stream.added is not None]
 
     def forget(self) -> None:
+        super().forget()
         self._streams.clear()
 
     def _answer(self, name: str, index: int, blocks: int) -> Callable[..., Any]:
@@ -96,14 +89,14 @@ class BlockCache(Cache):
             if stream is None:  # after a fault
                 return inner(*args, **kwargs)
             if index == first < last and stream.skip:
-                self._guarded(self._stand_in, stream)
+                self._guarded(self._stand_in, name, stream)
             if stream.skip and first <= index < last and self.record.fault is None:
                 return stream.after
             output = inner(*args, **kwargs)
             if index == first - 1:
-                self._guarded(self._decide, name, stream, output, (last - first) / self._work)
+                self._guarded(self._judge, name, stream, output, (last - first) / self._work)
             if index == last - 1 and not stream.skip and stream.after is not None and index >= first:
-                self._guarded(self._learn, stream, output)
+                self._guarded(self._learn, name, stream, output)
             return output
 
         return call
@@ -111,43 +104,36 @@ class BlockCache(Cache):
     def _begin(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """The first block of a list is about to run."""
         if name == self._first:
-            self._count_calls(self._calls + 1, self._branches)
+            self._count_calls(self._calls + 1)
         key = (self._calls - 1, name)
         if key not in self._streams:
             self._streams[key] = _Stream(self._gate())
-        self._streams[key].begin(kwargs[self._image] if self._image in kwargs else args[0])
+        self._streams[key].begin(kwargs[self._setup.stream] if self._setup.stream in kwargs else args[0])
 
-    def _decide(self, name: str, stream: _Stream, output: Any, share: float) -> None:
+    def _judge(self, name: str, stream: _Stream, output: Any, share: float) -> None:
         assert stream.before is not None  # the first block has run
         branch, stream.after = self._calls - 1, output
-        added = (output if isinstance(output, mx.array) else output[-1]) - stream.before
+        added, before = (output if isinstance(output, mx.array) else output[-1]) - stream.before, stream.added
+        cond = stream if self._separate else self._streams.get((0, name), stream)
 
         def change() -> float:
-            cond = self._streams.get((0, name))
-            if branch > 0 and not self._separate and cond is not None and cond.change is not None:
-                stream.change = cond.change
-            elif stream.added is not None:
-                stream.change = relative_change(added, stream.added)
-            return float("nan") if stream.change is None else stream.change
+            assert before is not None  # nothing fits otherwise
+            stream.change = relative_change(added, before) if cond.change is None else cond.change
+            return stream.change
 
-        if stream.added is None or stream.added.shape != added.shape:
-            stream.gate.reset()
-            verdict = Verdict(skip=False, reason="nothing that fits is kept")
-        else:
-            verdict = self._ask_gate(stream.gate, change)
-        stream.skip = verdict.skip
-        if not verdict.skip:
+        fits = before is not None and before.shape == added.shape
+        stream.skip = self._decide(stream.gate, change, fits, branch, name, share).skip
+        if not stream.skip:
             stream.added = added
-        self._note(verdict, stream.change, branch, name, share)
 
-    def _learn(self, stream: _Stream, output: Any) -> None:
+    def _learn(self, name: str, stream: _Stream, output: Any) -> None:
         """Keep what the middle blocks added to each stream."""
         for (key, after), (_, before) in zip(_leaves(output), _leaves(stream.after), strict=True):
-            stream.residuals.setdefault(key, Forecast(self._order)).learn(self.sigma, after - before)
+            self._kept[self._calls, name, key].learn(self.sigma, after - before)
 
-    def _stand_in(self, stream: _Stream) -> None:
+    def _stand_in(self, name: str, stream: _Stream) -> None:
         """Let the streams be what the middle blocks would return."""
-        leaves = [(key, array + stream.residuals[key].at(self.sigma)) for key, array in _leaves(stream.after)]
+        leaves = [(k, array + self._kept[self._calls, name, k].at(self.sigma)) for k, array in _leaves(stream.after)]
         stream.after = leaves[0][1] if leaves[0][0] == "" else type(stream.after)(tree_unflatten(leaves))
 
 

@@ -4,11 +4,16 @@ A gate sees numbers and no arrays, so that each reads like the rule of its paper
 for a skipped step is another question: `forecast`.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Protocol, cast
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol, cast
 
 import mlx.core as mx
+
+from mflux_teacache_plugin.caching.stats import Generation
+
+if TYPE_CHECKING:
+    from mflux_teacache_plugin.variants import Variant
 
 #: Reads how much the signal changed, as a fraction. Waits for the device, so a gate calls it only if it needs to know.
 Change = Callable[[], float]
@@ -48,6 +53,19 @@ class Facts:
     def steps(self) -> int:
         """How many steps are active."""
         return len(self.sigmas)
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a cache is made for: one generation of one model."""
+
+    facts: Facts  #: what is known before the loop
+    record: Generation  #: a new one, for the cache to write
+    variant: "Variant | None" = None  #: the model's numbers
+    branches: int = 1  #: how often the transformer runs within a step at most
+    condition: int | None = None  #: see `PredictionCache`
+    blocks: Mapping[str, int] = field(default_factory=dict)  #: how many each list has; empty if unknown
+    stream: str = "hidden_states"  #: the keyword under which a block takes the image's tokens
 
 
 def lazy_change(current: mx.array, previous: mx.array) -> mx.array:

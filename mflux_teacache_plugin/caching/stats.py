@@ -31,6 +31,7 @@ class Generation:
     fault: str | None = None  #: why the plugin stopped midway, if it did
     alone: int | None = None  #: the step from which on guidance's second prediction was left out, if there was one
     idle: bool = False  #: whether that changes nothing, at this run's guidance
+    guidance: float | None = None  #: this run's, if it is known
 
     @property
     def taken(self) -> int:

@@ -20,8 +20,8 @@ from typing import Any, Protocol
 import mlx.core as mx
 
 from mflux_teacache_plugin.caching.forecast import Forecast
-from mflux_teacache_plugin.caching.gate import Change, Facts, Gate, Verdict, relative_change
-from mflux_teacache_plugin.caching.stats import Decision, Generation
+from mflux_teacache_plugin.caching.gate import Change, Gate, Setup, Verdict, relative_change
+from mflux_teacache_plugin.caching.stats import Decision
 from mflux_teacache_plugin.caching.taps import Forward, TappedForward
 from mflux_teacache_plugin.host import faults
 
@@ -44,24 +44,26 @@ class Calls(Protocol):
 
 
 class Cache:
-    """What all caches share: the step counter, the record, and giving up after a fault. `order` is the forecasts'."""
+    """What all caches share: the step counter, the record, what is kept, and giving up after a fault.
 
-    def __init__(self, facts: Facts, order: int, record: Generation) -> None:
-        self.record = record
+    `order` is the forecasts'. As it is, it stands before no call and keeps nothing.
+    """
+
+    def __init__(self, setup: Setup, order: int) -> None:
+        self.record = setup.record
         self.window = (0.0, 1.0)  #: the shares of the run between which steps may be skipped
-        self._facts = facts
-        self._order = order
+        self._setup = setup
         self._step = 0
         self._calls = 0  # that this step has made so far
+        self._kept: dict[Any, Forecast] = defaultdict(lambda: Forecast(order))  # what stands in, by its place in a step
 
     @property
     def sigma(self) -> float:
         """Of the present step."""
-        return self._facts.sigmas[min(self._step, self._facts.steps - 1)]
+        return self._setup.facts.sigmas[min(self._step, self._setup.facts.steps - 1)]
 
     def attach(self, calls: Calls) -> None:
         """Stand before the calls that this cache answers."""
-        raise NotImplementedError
 
     def end_step(self) -> None:
         """The step is done: start evaluating what is kept, so that no graph stays alive, without waiting for it."""
@@ -75,11 +77,11 @@ class Cache:
 
     def kept(self) -> list[mx.array]:
         """Every array that is held."""
-        raise NotImplementedError
+        return [array for forecast in self._kept.values() for array in forecast.kept]
 
     def forget(self) -> None:
         """Drop everything that is kept."""
-        raise NotImplementedError
+        self._kept.clear()
 
     def guidance_over(self) -> None:
         """From here on a step's function returns the prompt's prediction, where it returned one with guidance."""
@@ -99,39 +101,46 @@ class Cache:
                 self.give_up(exception)
         return None
 
-    def _count_calls(self, calls: int, most: int) -> None:
-        """The step has made so many calls of the transformer; CacheFault if they are more than `most`."""
-        self._calls = calls
+    def _count_calls(self, calls: int) -> None:
+        """The step has made so many calls of the transformer; CacheFault if they are more than its branches."""
+        self._calls, most = calls, self._setup.branches
         if calls > most:
             raise CacheFault(f"{calls} transformer calls in one step, where {most} were expected")
 
-    def _ask_gate(self, gate: Gate, change: Change) -> Verdict:
-        """The gate's verdict; a step beyond the announced ones is computed, for nobody has planned it."""
-        if self._step >= self._facts.steps:
-            return Verdict(skip=False, reason="beyond the announced steps")
-        start, end = (share * self._facts.steps for share in self.window)
-        if not start - 1e-9 <= self._step < end - 1e-9:
-            gate.reset()
-            return Verdict(skip=False, reason="outside the window")
-        return gate(self._step, change)
+    def _decide(self, gate: Gate, change: Change, fits: bool = True, *part: Any) -> Verdict:
+        """The gate's verdict, noted with the change that it read; it is not asked where what is kept does not fit.
 
-    def _note(self, verdict: Verdict, change: float | None = None, *part: Any) -> None:
-        told = (verdict.skip, verdict.reason, change, verdict.accumulated)
+        A step beyond the announced ones is computed, for nobody has planned it.
+        """
+        steps, read = self._setup.facts.steps, []
+
+        def reading() -> float:
+            read.append(change())
+            return read[-1]
+
+        start, end = (share * steps for share in self.window)
+        if not fits:
+            gate.reset()
+            verdict = Verdict(skip=False, reason="nothing that fits is kept" if self._step else "first step")
+        elif self._step >= steps:
+            verdict = Verdict(skip=False, reason="beyond the announced steps")
+        elif not start - 1e-9 <= self._step < end - 1e-9:
+            gate.reset()
+            verdict = Verdict(skip=False, reason="outside the window")
+        else:
+            verdict = gate(self._step, reading)
+        told = (verdict.skip, verdict.reason, next(iter(read), None), verdict.accumulated)
         self.record.decisions.append(Decision(self._step, *told, *part))
+        return verdict
 
 
 class PredictionCache(Cache):
-    """Keeps what the calls of a step return; for gates that read no signal, unless a subclass has one for them.
+    """Keeps what the calls of a step return; for gates that read no signal, unless a subclass has one for them."""
 
-    `condition` is the position of an argument of the calls; what was kept when it was another object is of no use.
-    """
-
-    def __init__(self, gate: Gate, facts: Facts, order: int, record: Generation, condition: int | None = None) -> None:
-        super().__init__(facts, order, record)
+    def __init__(self, gate: Gate, setup: Setup, order: int) -> None:
+        super().__init__(setup, order)
         self._gate = gate
-        self._condition = condition
         self._conditions: dict[int, Any] = {}  # by call within the step
-        self._predictions: dict[int, Forecast] = defaultdict(lambda: Forecast(order))  # by call within the step
         self._skip = False
 
     def attach(self, calls: Calls) -> None:
@@ -149,22 +158,18 @@ class PredictionCache(Cache):
 
     def _ask(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Forecast, mx.array | None]:
         """This call's forecast, and what stands in for the call if it is not to be made."""
-        if self._condition is not None:
-            condition = args[self._condition]
+        if self._setup.condition is not None:
+            condition = args[self._setup.condition]
             if self._conditions.setdefault(self._calls, condition) is not condition:
                 self._conditions[self._calls] = condition
-                self._predictions.pop(self._calls, None)
+                self._kept.pop(self._calls, None)
+        prediction = self._kept[self._calls]
+        fits = prediction.shape is not None
         if self._calls == 0:
-            verdict = self._ask_gate(self._gate, self._change(args, kwargs))
-            if verdict.skip and self._predictions[0].shape is None:
-                verdict = Verdict(skip=False, reason="nothing that fits is kept")
-            self._skip = verdict.skip
-            self._note(verdict)
-        prediction = self._predictions[self._calls]
+            self._skip = self._decide(self._gate, self._change(args, kwargs), fits).skip
         self._calls += 1
         # a call that only starts now is computed, whatever was decided
-        fits = self._skip and prediction.shape is not None
-        return prediction, self._stand_in(prediction, args, kwargs) if fits else None
+        return prediction, self._stand_in(prediction, args, kwargs) if self._skip and fits else None
 
     def _change(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Change:
         """What the gate may read at the step's first call."""
@@ -181,36 +186,27 @@ class PredictionCache(Cache):
     def guidance_over(self) -> None:
         self.forget()
 
-    def kept(self) -> list[mx.array]:
-        return [array for prediction in self._predictions.values() for array in prediction.kept]
-
     def forget(self) -> None:
-        self._predictions.clear()
+        super().forget()
         self._conditions.clear()
 
 
 class StepCache(Cache):
     """Keeps the residual of each guidance branch.
 
-    The transformer runs at most `branches` times within a step, twice with classifier-free guidance. `transform` makes of a
-    signal, (batch, tokens, width), and its σ what the gate compares between neighbouring steps.
+    `transform` makes of a signal, (batch, tokens, width), and its σ what the gate compares between neighbouring steps.
     """
 
     def __init__(
         self,
         gate: Gate,
-        facts: Facts,
+        setup: Setup,
         order: int,
-        record: Generation,
-        branches: int = 1,
         transform: Callable[[mx.array, float], mx.array] = lambda signal, sigma: signal,
     ) -> None:
-        super().__init__(facts, order, record)
-        self._gate = gate
-        self._branches = branches
-        self._transform = transform
+        super().__init__(setup, order)
+        self._gate, self._transform = gate, transform
         self._signal: mx.array | None = None  # of the step before, skipped or not
-        self._residuals: dict[int, Forecast] = defaultdict(lambda: Forecast(order))  # by guidance branch
         self._skip = False  # this step's decision, taken on its first (conditional) branch
 
     def attach(self, calls: Calls) -> None:
@@ -222,51 +218,41 @@ class StepCache(Cache):
         return forward.plain(*args, **kwargs) if output is None else output  # raises again what was not our fault
 
     def kept(self) -> list[mx.array]:
-        residuals = [array for residual in self._residuals.values() for array in residual.kept]
-        return residuals if self._signal is None else [*residuals, self._signal]
+        return super().kept() + ([] if self._signal is None else [self._signal])
 
     def forget(self) -> None:
+        super().forget()
         self._signal = None
-        self._residuals.clear()
 
     def _answer(self, forward: TappedForward, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> mx.array:
         output, signals, finals = forward.full(*args, **kwargs)
         if not len(signals) == len(finals) >= 1:
             raise CacheFault(f"the taps saw {len(signals)} signals and {len(finals)} final norms in one call")
         covered = range(self._calls, self._calls + len(finals))
-        self._count_calls(covered.stop, self._branches)
-        residuals = [self._residuals[branch] for branch in covered]
+        self._count_calls(covered.stop)
+        residuals = [self._kept[branch] for branch in covered]
         fitting = [residual.shape for residual in residuals] == [tuple(final.shape) for final in finals]
         if covered.start == 0:
-            self._skip = self._decide(signals[0], fitting)
+            self._skip = self._judge(signals[0], fitting)
         if self._skip and fitting:  # a branch that only starts now is computed, whatever was decided
             return forward.without_blocks([residual.at(self.sigma) for residual in residuals], *args, **kwargs)[0]
         _, _, without = forward.without_blocks(None, *args, **kwargs)
         for branch, h_out, h_in in zip(covered, finals, without, strict=True):
             if h_out.shape != h_in.shape:
                 raise CacheFault(f"the final norm sees {h_out.shape} with blocks and {h_in.shape} without")
-            self._residuals[branch].learn(self.sigma, h_out - h_in)
+            self._kept[branch].learn(self.sigma, h_out - h_in)
         return output
 
-    def _decide(self, signal: mx.array, fitting: bool) -> bool:
+    def _judge(self, signal: mx.array, fitting: bool) -> bool:
         previous, current = self._signal, self._transform(signal, self.sigma)
         self._signal = current
-        if not fitting or previous is None or previous.shape != current.shape:
-            verdict = Verdict(skip=False, reason="first step" if self._step == 0 else "nothing that fits is kept")
-            self._gate.reset()
-            self._residuals.clear()
-            self._note(verdict)
-            return False
-        read: list[float] = []
-
-        def change() -> float:
-            read.append(relative_change(current, previous))
-            return read[-1]
-
-        verdict = self._ask_gate(self._gate, change)
+        if previous is None or previous.shape != current.shape:
+            previous, fitting = current, False
+        if not fitting:
+            self._kept.clear()
+        verdict = self._decide(self._gate, lambda: relative_change(current, previous), fitting)
         if verdict.forget:
             self.forget()
-        self._note(verdict, *read[:1])
         return verdict.skip
 
 

@@ -3,6 +3,7 @@ beside plain mflux with as many steps as were computed. Writes pictures, compari
 """
 
 import argparse
+import json
 import sys
 from pathlib import Path
 
@@ -34,6 +35,7 @@ def run(args: argparse.Namespace) -> int:
     metrics.require()
     command = runs.Command.of(args.command)
     settings = tuple(setting for setting in dict.fromkeys(args.settings) if setting != OFF)
+    former = _pictures(args.out)
     with files.staged(args.out) as stage:  # an unwritable folder is told before the first run
         case = one_picture(command, settings, SEED)
         with series.progress(case.most_shots) as counted:
@@ -42,9 +44,20 @@ def run(args: argparse.Namespace) -> int:
 
         about, facts = f"One picture of {command.name}, seed {case.seed}.", {"command": str(command)}
         rows, table = report.conclude(case.prompt, about, facts, [case], shots, stage, stage)
+    for name in former - _pictures(args.out):  # of settings or a seed that are not in this report
+        (args.out / name).unlink(missing_ok=True)
     output.print_findings(rows, table, args.format)
     print(f"report: {args.out / 'report.html'}; pictures: {args.out / 'comparison.png'}", file=sys.stderr)
     return 0
+
+
+def _pictures(folder: Path) -> set[str]:
+    """The pictures that a comparison in this folder has made, as its results say; none where that cannot be read."""
+    try:
+        made = json.loads((folder / "results.json").read_text(encoding="utf-8"))["runs"]
+        return {Path(run["file"]).name for run in made}
+    except (OSError, ValueError, KeyError, TypeError):
+        return set()
 
 
 def one_picture(command: runs.Command, settings: tuple[str, ...], seed: int) -> Case:

@@ -14,7 +14,7 @@ and in a picture's metadata.
     2x@0.1-0.9              any of them, with everything computed before and after these shares of the run
     2x,cfg_end=0.6          any of them, with guidance on the first 0.6 of the steps
 
-Upper and lower case mean the same. A method is one file here, and one line in `BUILT_IN`.
+The last three may follow in any order. Upper and lower case mean the same. A method is one file here, and one line in `BUILT_IN`.
 """
 
 import re
@@ -64,27 +64,37 @@ def parse(text: str, known: Mapping[str, Parser] = BUILT_IN) -> Method | Literal
     word = text.strip()
     if word.lower() in (AUTO, OFF):
         return AUTO if word.lower() == AUTO else OFF
-    setting, plus, forecast = word.rpartition("+")
-    named, comma, share = word.rpartition(",cfg_end=")
     try:
-        if comma:
-            method = parse(named, known)
-            if isinstance(method, str):
-                raise ArgumentTypeError(f"'{method}' takes no cfg_end; name a method, such as cuts, or give --cfg-end")
-            return method.with_cfg_end(to_share(share))
-        if not plus or forecast[:1].isdigit():  # as in 1e+20
-            return _method(word, known)
-        return _method(setting, known).with_forecast(forecast.lower())
+        return _parsed(word, known)
     except ArgumentTypeError as error:
         if f"'{text}'" in str(error):
             raise
         raise ArgumentTypeError(f"'{text}': {error}") from None
 
 
+#: What may stand behind a method, in any order; the `+` of 1e+20 is none of it.
+_FURTHER = {"@": "window", "+": "forecast", ",cfg_end=": "cfg_end"}
+_LAST = re.compile(r"(.*)(@|\+(?!\d)|,cfg_end=)(.*)", re.IGNORECASE | re.DOTALL)
+
+
+def _parsed(text: str, known: Mapping[str, Parser], behind: tuple[str, ...] = ()) -> Method:
+    """The method of a text, without what stood behind it."""
+    found = _LAST.fullmatch(text)
+    if found is None:
+        return _method(text, known)
+    rest, mark, value = found[1], found[2].lower(), found[3]
+    if mark in behind:
+        raise ArgumentTypeError(f"'{mark.strip(',')}' is given twice")
+    if rest.strip().lower() in (AUTO, OFF):
+        option = {"+": ", or give --teacache-forecast", ",cfg_end=": ", or give --cfg-end"}.get(mark, "")
+        raise ArgumentTypeError(f"'{rest.strip()}' takes no {_FURTHER[mark]}; name a method, such as 2x{option}")
+    method = _parsed(rest, known, (mark, *behind))
+    if mark == "@":
+        return method.with_window(value)
+    return method.with_forecast(value.lower()) if mark == "+" else method.with_cfg_end(to_share(value))
+
+
 def _method(text: str, known: Mapping[str, Parser]) -> Method:
-    text, at, window = text.partition("@")
-    if at:
-        return _method(text, known).with_window(window)
     name, colon, setting = text.partition(":")
     if text.lower() == "cuts":
         name, setting = text, ""

@@ -4,29 +4,19 @@ from argparse import ArgumentTypeError
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-import mlx.core as mx
-
-from mflux_teacache_plugin.caching.gate import Verdict
-from mflux_teacache_plugin.caching.step_cache import Cache, Calls
-from mflux_teacache_plugin.methods.method import Method, Setup
+from mflux_teacache_plugin.caching.gate import Setup
+from mflux_teacache_plugin.caching.stats import Decision
+from mflux_teacache_plugin.caching.step_cache import Cache
+from mflux_teacache_plugin.methods.method import Method
 
 
 class Uncached(Cache):
     """Counts the steps, and answers nothing."""
 
-    def attach(self, calls: Calls) -> None:
-        pass
-
     def end_step(self) -> None:
-        if self._step < self._facts.steps:
-            self._note(Verdict(skip=False, reason="no step is skipped"))
+        if self._step < self._setup.facts.steps:
+            self.record.decisions.append(Decision(self._step, skipped=False, reason="no step is skipped"))
         super().end_step()
-
-    def kept(self) -> list[mx.array]:
-        return []
-
-    def forget(self) -> None:
-        pass
 
 
 @dataclass(frozen=True)
@@ -42,7 +32,7 @@ class Cuts(Method):
         return "cuts"
 
     def cache(self, setup: Setup) -> Cache:
-        return Uncached(setup.facts, self.order, setup.record)
+        return Uncached(setup, self.order)
 
 
 def parse(setting: str) -> Cuts:

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from mflux_teacache_plugin.caching.block_cache import BlockCache
-from mflux_teacache_plugin.caching.gate import Change, Verdict
+from mflux_teacache_plugin.caching.gate import Change, Setup, Verdict
 from mflux_teacache_plugin.caching.stats import Generation
 from mflux_teacache_plugin.errors import SettingsError
-from mflux_teacache_plugin.methods.method import Method, Setup, finite, plain, to_float, whole
+from mflux_teacache_plugin.methods.method import Method, finite, keyed, plain, to_float, whole
 
 if TYPE_CHECKING:
     from mflux_teacache_plugin.variants import Variant
@@ -98,8 +98,12 @@ class DualCache(Method):
     """Run the first blocks, and let their change decide about the others."""
 
     settings: DualCacheSettings = PRESETS["aggressive"]
-    preset: str | None = None
     uses_numbers: ClassVar[bool] = False
+
+    @property
+    def preset(self) -> str | None:
+        """The name of the settings, if they have one."""
+        return next((name for name, preset in PRESETS.items() if preset == self.settings), None)
 
     @property
     def setting(self) -> str:
@@ -130,9 +134,8 @@ class DualCache(Method):
 
     def cache(self, setup: Setup) -> BlockCache:
         fitted = self.fit(setup.blocks)
-        cache = partial(BlockCache, first=fitted.F, last=fitted.B, separate=fitted.separate)
-        cache = partial(cache, stream=setup.stream, branches=setup.branches)
-        return cache(partial(DualCacheGate, fitted), setup.blocks, setup.facts, self.order, setup.record)
+        lengths = {"first": fitted.F, "last": fitted.B}
+        return BlockCache(partial(DualCacheGate, fitted), setup, self.order, **lengths, separate=fitted.separate)
 
     def details(self, generation: Generation) -> str:
         """How often lists of blocks were skipped, and the spread of the changes that were read."""
@@ -150,35 +153,35 @@ class DualCache(Method):
 def parse(setting: str) -> DualCache:
     """A preset, or settings: `aggressive`, `F=8,B=0,rdt=0.08`."""
     if setting.lower() in PRESETS:
-        return DualCache(PRESETS[setting.lower()], setting.lower())
-    if "=" not in setting:
+        return DualCache(PRESETS[setting.lower()])
+    text, values = keyed(setting, _THEIRS, **{name: partial(_value, name) for name in _FIELDS})
+    if text or not values:
         presets = ", ".join(PRESETS)
         raise ArgumentTypeError(f"'{setting}' is neither a preset ({presets}) nor of the form F=8,B=0,rdt=0.08")
-    values: dict[str, Any] = {}
-    for pair in setting.split(","):
-        key, _, text = pair.strip().partition("=")
-        name = _NAMES.get(key.lower())
-        if name is None:
-            raise ArgumentTypeError(f"'{key}' is no setting of DualCache; there are {', '.join(_FIELDS)}")
-        if name in values:
-            raise ArgumentTypeError(f"{name} is given twice")
-        values[name] = _value(name, text.strip())
-    settings = DualCacheSettings(**values)
-    return DualCache(settings, next((name for name, preset in PRESETS.items() if preset == settings), None))
+    return DualCache(DualCacheSettings(**values))
 
-
-#: cache-dit's names of the settings, in the order of ours.
-_THEIRS = (
-    "fn_compute_blocks bn_compute_blocks residual_diff_threshold max_warmup_steps warmup_interval max_cached_steps "
-    "max_continuous_cached_steps max_accumulated_residual_diff_threshold cfg_diff_compute_separate"
-)
 
 _LEAST = {"F": 1, "B": 0, "warmup": 0, "warmup_interval": 1, "max_cached": -1, "continuous": -1}
 
 _FIELDS = tuple(field.name for field in fields(DualCacheSettings))
 
-_NAMES = (
-    {name.lower(): name for name in _FIELDS} | dict(zip(_THEIRS.split(), _FIELDS, strict=True)) | {"fn": "F", "bn": "B"}
+#: cache-dit's names of the settings.
+_THEIRS = {"fn": "F", "bn": "B"} | dict(
+    zip(
+        [
+            "fn_compute_blocks",
+            "bn_compute_blocks",
+            "residual_diff_threshold",
+            "max_warmup_steps",
+            "warmup_interval",
+            "max_cached_steps",
+            "max_continuous_cached_steps",
+            "max_accumulated_residual_diff_threshold",
+            "cfg_diff_compute_separate",
+        ],
+        _FIELDS,
+        strict=True,
+    )
 )
 
 

@@ -13,10 +13,10 @@ from typing import Any, ClassVar, Literal, cast
 import mlx.core as mx
 
 from mflux_teacache_plugin.caching.forecast import Forecast
-from mflux_teacache_plugin.caching.gate import Change, Gate, Verdict
+from mflux_teacache_plugin.caching.gate import Change, Gate, Setup
 from mflux_teacache_plugin.caching.step_cache import Cache, PredictionCache
 from mflux_teacache_plugin.errors import SettingsError
-from mflux_teacache_plugin.methods.method import Method, Setup, keyed, number, plain, whole
+from mflux_teacache_plugin.methods.method import Method, keyed, number, plain, whole
 from mflux_teacache_plugin.methods.teacache import TeaCacheGate
 
 #: So many first steps the authors compute of HunyuanVideo's 50, and always the last.
@@ -38,17 +38,15 @@ class LatentsCache(PredictionCache):
     _latents: mx.array | None = None  # of this step, or of the one before until it begins
     _computed: tuple[mx.array, mx.array] | None = None  # latents and the prompt's prediction of the last computed step
     _rate: mx.array | None = None
-    _read: float | None = None
 
     def _change(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Change:
-        before, self._latents, self._read = self._latents, latents_of(args, kwargs), None
-        latents = self._latents
+        before, latents = self._latents, latents_of(args, kwargs)
+        self._latents = latents
 
         def change() -> float:
             if before is None or self._rate is None or self._computed is None or before.shape != latents.shape:
                 return float("nan")
-            self._read = cast(float, (self._rate * _size(latents - before) / _size(self._computed[1])).item())
-            return self._read
+            return cast(float, (self._rate * _size(latents - before) / _size(self._computed[1])).item())
 
         return change
 
@@ -66,9 +64,6 @@ class LatentsCache(PredictionCache):
     def _above(self, prediction: mx.array, latents: mx.array, sign: int) -> mx.array:
         """With or without the latents; as it is where other tokens come with them, as in an edit."""
         return prediction + sign * latents if latents.shape[1:] == prediction.shape[1:] else prediction
-
-    def _note(self, verdict: Verdict, change: float | None = None, *part: Any) -> None:
-        super()._note(verdict, self._read)
 
     def kept(self) -> list[mx.array]:
         further = [*(self._computed or ()), *(each for each in (self._latents, self._rate) if each is not None)]
@@ -104,7 +99,7 @@ class EasyCache(Method):
         return TeaCacheGate(setup.facts.steps, self.threshold, guard=(self.ret_steps, 1), most=setup.facts.steps)
 
     def cache(self, setup: Setup) -> Cache:
-        return LatentsCache(self.gate(setup), setup.facts, self.order, setup.record, setup.condition)
+        return LatentsCache(self.gate(setup), setup, self.order)
 
 
 def parse(setting: str) -> EasyCache:

@@ -11,12 +11,13 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import mlx.core as mx
 
 from mflux_teacache_plugin.caching.forecast import ORDERS
-from mflux_teacache_plugin.caching.gate import Facts, Gate
+from mflux_teacache_plugin.caching.gate import Facts, Gate, Setup
 from mflux_teacache_plugin.caching.stats import Generation
 from mflux_teacache_plugin.caching.step_cache import Cache, PredictionCache, StepCache
 
@@ -28,19 +29,6 @@ Parser = Callable[[str], "Method"]
 
 #: Thresholds lie in (0, MAX_THRESHOLD]. Beyond it nothing but the first and last step would be computed.
 MAX_THRESHOLD = 2.0
-
-
-@dataclass(frozen=True)
-class Setup:
-    """What a cache is made for: one generation of one model."""
-
-    facts: Facts  #: what is known before the loop
-    record: Generation  #: a new one, for the cache to write
-    variant: "Variant | None" = None  #: the model's numbers
-    branches: int = 1  #: how often the transformer runs within a step at most
-    condition: int | None = None  #: see `PredictionCache`
-    blocks: Mapping[str, int] = field(default_factory=dict)  #: how many each list has; empty if unknown
-    stream: str = "hidden_states"  #: the keyword under which a block takes the image's tokens
 
 
 @dataclass(frozen=True)
@@ -141,11 +129,9 @@ class Method:
 
     def cache(self, setup: Setup) -> Cache:
         """The cache of one generation."""
-        gate, facts, record = self.gate(setup), setup.facts, setup.record
         if self.keeps == "prediction":
-            return PredictionCache(gate, facts, self.order, record, setup.condition)
-        transform = partial(self.transform, facts=facts)
-        return StepCache(gate, facts, self.order, record, setup.branches, transform)
+            return PredictionCache(self.gate(setup), setup, self.order)
+        return StepCache(self.gate(setup), setup, self.order, partial(self.transform, facts=setup.facts))
 
     def recorded(self, generation: Generation) -> str:
         """The text that repeats a generation, for its picture's metadata."""
@@ -195,15 +181,23 @@ def to_float(text: str) -> float:
         raise ArgumentTypeError(f"'{text}' is neither a number nor a speed-up nor 'auto' nor 'off'; {fix}") from None
 
 
-def keyed(setting: str, **readers: Callable[[str], Any]) -> tuple[str, dict[str, Any]]:
-    """A text such as `0.2,K=3`: what stands first, and the values of the keys given; ArgumentTypeError for other keys."""
-    text, *further = [part.strip() for part in setting.split(",")]
-    names, given = {name.lower(): name for name in readers}, {}
-    for part in further:
-        key, equals, value = part.partition("=")
+def keyed(
+    setting: str, others: Mapping[str, str] = MappingProxyType({}), **readers: Callable[[str], Any]
+) -> tuple[str, dict[str, Any]]:
+    """A text such as `0.2,K=3`: what stands first without a key, and the values of the keys given.
+
+    `others` are further names of keys, in lower case. ArgumentTypeError for any other key, and for one that is given twice.
+    """
+    parts = [part.strip() for part in setting.split(",")]
+    text = "" if "=" in parts[0] else parts.pop(0)
+    names, given = {name.lower(): name for name in readers} | dict(others), {}
+    for part in parts:
+        key, equals, value = map(str.strip, part.partition("="))
         name = names.get(key.lower())
         if not equals or name is None:
             raise ArgumentTypeError(f"'{part}' is none of {', '.join(f'{name}=' for name in readers)}")
+        if name in given:
+            raise ArgumentTypeError(f"{name} is given twice")
         given[name] = readers[name](value)
     return text, given
 

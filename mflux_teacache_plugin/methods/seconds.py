@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 import mlx.core as mx
 
-from mflux_teacache_plugin.caching.gate import Change, Facts, Gate, Verdict
+from mflux_teacache_plugin.caching.gate import Facts
 from mflux_teacache_plugin.caching.stats import Generation
 from mflux_teacache_plugin.caching.step_cache import Cache, PredictionCache
 from mflux_teacache_plugin.errors import SettingsError
@@ -29,26 +29,12 @@ TOO_SHORT = "the time is too short for the fewest sensible steps, which were mad
 clock = time.perf_counter
 
 
-class TimedGate(Gate):
-    """Computes until there is a plan."""
-
-    plan: ScheduleGate | None = None
-    reason = ""  # of a computed step, where there is more to say than the plan does
-
-    def __call__(self, step: int, change: Change) -> Verdict:
-        if self.plan is None:
-            return Verdict(skip=False, reason="it tells what a step costs")
-        verdict = self.plan(step, change)
-        return verdict if verdict.skip or not self.reason else Verdict(skip=False, reason=self.reason)
-
-
 class TimedCache(PredictionCache):
     """Times the first two steps, then makes the plan."""
 
-    def __init__(self, gate: TimedGate, method: "Seconds", setup: Setup) -> None:
-        super().__init__(gate, setup.facts, method.order, setup.record, setup.condition)
-        self._timed, self._method, self._variant = gate, method, setup.variant
-        self._times = [clock()]
+    def __init__(self, method: "Seconds", setup: Setup) -> None:
+        super().__init__(ScheduleGate(range(setup.facts.steps)), setup, method.order)
+        self._method, self._times = method, [clock()]
 
     def end_step(self) -> None:
         super().end_step()
@@ -59,15 +45,18 @@ class TimedCache(PredictionCache):
         if len(self._times) == 3:
             begun, first, second = self._times
             left, cost = self._method.seconds - (second - begun), max(second - first, 1e-9)
-            fewest = self._method.fewest(self._facts.steps)
-            if 2 + left / cost < fewest:
-                self._timed.reason = TOO_SHORT
-            count = min(self._facts.steps, max(fewest, 2 + math.floor(left / cost)))
-            self._timed.plan = ScheduleGate(self._method.schedule(count, self._variant, self._facts))
+            facts, enough = self._setup.facts, 2 + math.floor(left / cost)
+            fewest = self._method.fewest(facts.steps)
+            if enough < fewest:
+                self.record.note = TOO_SHORT
+            count = min(facts.steps, max(fewest, enough))
+            self._plan = self._method.schedule(count, self._setup.variant, facts)
+            self._gate = ScheduleGate(self._plan)
 
     def progress(self) -> dict[str, str]:
-        plan = self._timed.plan
-        return super().progress() | ({} if plan is None else {"computing": f"{len(plan.computed)}/{self._facts.steps}"})
+        if len(self._times) < 3:
+            return super().progress()
+        return super().progress() | {"computing": f"{len(self._plan)}/{self._setup.facts.steps}"}
 
 
 @dataclass(frozen=True)
@@ -106,16 +95,12 @@ class Seconds(Method):
     def cache(self, setup: Setup) -> Cache:
         self.check_steps(setup.facts.steps)
         self.schedule(self.fewest(setup.facts.steps), setup.variant, setup.facts)  # what cannot be made is said now
-        return TimedCache(TimedGate(), self, setup)
+        return TimedCache(self, setup)
 
     def recorded(self, generation: Generation) -> str:
         skipped = {decision.step for decision in generation.decisions if decision.skipped}
         computed = tuple(step for step in range(generation.steps) if step not in skipped)
         return str(Steps(computed, forecast=self.forecast, cfg_end=self.cfg_end))
-
-    def details(self, generation: Generation) -> str:
-        short = any(decision.reason == TOO_SHORT for decision in generation.decisions)
-        return TOO_SHORT if short else ""
 
 
 def parse(setting: str) -> Seconds:

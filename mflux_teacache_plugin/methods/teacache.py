@@ -102,9 +102,8 @@ class TeaCache(Method):
             raise SettingsError(f"there are no coefficients for a threshold on {whose}", hint=hint)
 
     def gate(self, setup: Setup) -> Gate:
-        variant = setup.variant
-        if variant is None or variant.polynomial is None:
-            raise SettingsError("TeaCache needs a variant with a polynomial")
+        self.check(variant := setup.variant)
+        assert variant is not None and variant.polynomial is not None  # `check` has seen to it
         guard = (variant.guard.first, variant.guard.last)
         return TeaCacheGate(setup.facts.steps, self.threshold, variant.polynomial, variant.range, guard)
 

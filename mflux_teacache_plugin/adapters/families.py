@@ -1,6 +1,12 @@
-"""The families whose transformer is tapped, so that every method works: where its signal, blocks and final norm are.
+"""The families of mflux: where each makes its predictions, and where its signal, blocks and final norm are, if that is known.
 
-A skipped ControlNet step never evaluates the ControlNet either: its samples are lazy, and only the blocks use them.
+Where nobody has tapped the transformer yet, a schedule works. mflux calls the transformer from plain Python once or twice a
+step (with guidance on the prompt first and then on the negative prompt, so that the order tells the branches apart), or it
+compiles a function of one step, made by `_predict`. On a skipped step neither is called. A skipped ControlNet step never
+evaluates the ControlNet either: its samples are lazy, and only the blocks use them.
+
+What pipelines keep between steps (Qwen-Image-2.1's keys and values of text and reference pictures) is filled on the first
+step, which always computes.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,10 +18,12 @@ from mflux_teacache_plugin.caching.guidance import SecondCall
 from mflux_teacache_plugin.caching.taps import TapPoints
 
 _MODELS = "mflux.models"
-_PIPELINES, _FLUX2, _QWEN = (f"{_MODELS}.{family}.variants" for family in ("flux", "flux2", "qwen"))
+_PIPELINES, _FLUX2, _QWEN, _QWEN21, _FIBO2, _FLUX3 = (
+    f"{_MODELS}.{family}.variants" for family in ("flux", "flux2", "qwen", "qwen21", "fibo2", "flux3")
+)
 
 
-def refuse_noise(model_config: Any | None, options: Mapping[str, Any]) -> str | None:
+def _refuse_noise(model_config: Any | None, options: Mapping[str, Any]) -> str | None:
     """Krea 2 and Anima: every other sampler than euler, also their default, adds noise between the steps."""
     if options.get("scheduler", "euler") == "euler":
         return None
@@ -29,6 +37,39 @@ def _lens_sigmas(model: Any, config: Any, arguments: Mapping[str, Any]) -> Seque
 def _ming_sigmas(model: Any, config: Any, arguments: Mapping[str, Any]) -> Sequence[float]:
     sigmas = model.sigmas(config.num_inference_steps).tolist()
     return [sigma for sigma in sigmas if sigma > 0]  # at 0, on its last step, Ming does not call the transformer
+
+
+def _refuse_iris_turbo(model_config: Any | None, options: Mapping[str, Any]) -> str | None:
+    if model_config is None or model_config.supports_guidance:
+        return None
+    return "Iris Turbo takes four large steps, whatever --steps says; iris-3b-base takes more"
+
+
+def _flux3_sigmas(model: Any, config: Any, arguments: Mapping[str, Any]) -> Sequence[float]:
+    from mflux.models.flux3.model.flux3_scheduler.flux3_flow_map_scheduler import Flux3FlowMapScheduler
+
+    return Flux3FlowMapScheduler(config.num_inference_steps).timesteps.tolist()[:-1]
+
+
+def _iris_sigmas(model: Any, config: Any, arguments: Mapping[str, Any]) -> Sequence[float]:
+    from mflux.models.iris.model.iris_scheduler.iris_flow_dpm_solver import IrisFlowDPMSolver
+
+    return IrisFlowDPMSolver(config.num_inference_steps, model.SHIFT).grid[:-1]
+
+
+def _ideogram_scheduler() -> Any:
+    from mflux.models.ideogram4.model.ideogram4_scheduler import Ideogram4Scheduler
+
+    return Ideogram4Scheduler
+
+
+def _ideogram_sigmas(model: Any, config: Any, arguments: Mapping[str, Any]) -> Sequence[float]:
+    scheduler = _ideogram_scheduler()
+    preset = scheduler.get_preset(arguments.get("preset"))
+    signal, _ = scheduler.make_timesteps(
+        num_steps=config.num_inference_steps, height=config.height, width=config.width, mu=preset.mu, std=preset.std
+    )  # the share of signal, the last step first
+    return [1.0 - float(share) for share in reversed(signal)]
 
 
 #: Blocks for text and picture together; with them, blocks for one stream of both.
@@ -138,7 +179,7 @@ KREA2 = Adapter(
     branches=CLASSIFIER_FREE_GUIDANCE,
     second_call=SecondCall(),
     predict=("_predict",),
-    refuses=refuse_noise,
+    refuses=_refuse_noise,
 )
 
 LENS = Adapter(
@@ -167,11 +208,74 @@ MOSS = Adapter(
     second_call=SecondCall(),
 )
 
-TAPPED = (FLUX1, KLEIN, KLEIN_BASE, QWEN, Z_IMAGE, Z_IMAGE_CONTROLNET, FIBO, ERNIE, KREA2, LENS, MING, MOSS)
+_KREA2_CONTROLNET = Adapter(
+    id="krea-2-controlnet",
+    pipelines=(f"{_MODELS}.krea2.variants.controlnet.krea2_controlnet:Krea2Controlnet",),
+    predict=("_predict",),
+    on_class=True,
+    refuses=_refuse_noise,
+    second_call=SecondCall(),
+)
+
+#: Not tapped yet.
+_UNTAPPED = (
+    Adapter(
+        id="qwen-image-2.1",
+        pipelines=(
+            f"{_QWEN21}.txt2img.qwen_image_21:QwenImage21",
+            f"{_QWEN21}.edit.qwen_image_21_edit:QwenImage21Edit",
+        ),
+        second_call=SecondCall(),
+    ),
+    Adapter(
+        id="qwen-image-2.1-controlnet",
+        pipelines=(f"{_QWEN21}.controlnet.qwen_image_21_controlnet:QwenImage21Controlnet",),
+        transformer="controlnet",  # it is given the transformer, and runs its blocks itself
+        second_call=SecondCall(),
+    ),
+    Adapter(
+        id="fibo2",
+        pipelines=(f"{_FIBO2}.txt2img.fibo2:Fibo2", f"{_FIBO2}.edit.fibo2_edit:Fibo2Edit"),
+        condition=2,  # once little noise is left, other embeddings come, which have seen the pictures of the caption's text
+    ),
+    _KREA2_CONTROLNET,
+    replace(_KREA2_CONTROLNET, id="anima", pipelines=(f"{_MODELS}.anima.variants.txt2img.anima:Anima",)),
+    Adapter(
+        id="ideogram-4",
+        pipelines=(f"{_MODELS}.ideogram4.variants.txt2img.ideogram4:Ideogram4",),
+        transformer="conditional_transformer",
+        predict=("_predict_conditional", "_predict_unconditional"),
+        sigmas=_ideogram_sigmas,
+        steps=lambda args: _ideogram_scheduler().get_preset(args.preset).num_steps,
+    ),
+    Adapter(
+        id="iris",
+        pipelines=(f"{_MODELS}.iris.variants.txt2img.iris:Iris",),
+        sigmas=_iris_sigmas,
+        refuses=_refuse_iris_turbo,
+        second_call=SecondCall(batch=(0, 1, 2, 3)),
+    ),
+    Adapter(
+        id="flux3-klein",
+        pipelines=(f"{_FLUX3}.txt2img.flux3_klein:Flux3Klein", f"{_FLUX3}.edit.flux3_klein_edit:Flux3KleinEdit"),
+        sigmas=_flux3_sigmas,
+        second_call=SecondCall(idle=1.0),
+    ),
+)
+
+_TAPPED = (FLUX1, KLEIN, KLEIN_BASE, QWEN, Z_IMAGE, Z_IMAGE_CONTROLNET, FIBO, ERNIE, KREA2, LENS, MING, MOSS)
+
+#: What this package brings along.
+BUILT_IN = (*_TAPPED, *_UNTAPPED)
 
 _ATTENTION_MAPS = "its attention maps come from the blocks, which a skipped step does not run"
 
+#: Pipelines that cannot be cached, and why.
 REFUSED = {
     f"{_PIPELINES}.concept_attention.flux_concept:Flux1Concept": _ATTENTION_MAPS,
     f"{_PIPELINES}.concept_attention.flux_concept_from_image:Flux1ConceptFromImage": _ATTENTION_MAPS,
+    f"{_MODELS}.seedvr2.variants.upscale.seedvr2:SeedVR2": "it takes a single step",
+    f"{_MODELS}.boogu.variants.txt2img.boogu_image:BooguImage": (
+        "it takes four large steps and adds fresh noise after each, so no step follows from the one before"
+    ),
 }
