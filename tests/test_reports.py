@@ -11,6 +11,7 @@ import pytest
 
 from mflux_teacache_plugin.cli import main
 from mflux_teacache_plugin.measure import runs
+from mflux_teacache_plugin.measure.runs import Command
 from tests import pretended
 
 BROWSER = Path("/usr/bin/chromium")
@@ -89,7 +90,25 @@ def report(request, tmp_path_factory) -> tuple[Path, list[str]]:
 
 @pytest.mark.skipif(not BROWSER.exists(), reason=f"there is no {BROWSER}")
 def test_a_report_fits_a_desk_and_a_telephone(report: tuple[Path, list[str]], tmp_path: Path) -> None:
-    page, words = report
+    fits(*report, tmp_path)
+
+
+@pytest.mark.skipif(not BROWSER.exists(), reason=f"there is no {BROWSER}")
+def test_so_does_a_contact_sheet(tmp_path: Path) -> None:
+    from mflux_teacache_plugin.measure import report
+
+    words = ["mflux-generate", "--model", "dev", "--prompt", PROMPT.strip(), "--steps", "10"]
+    tiles = []
+    for seed in range(8):
+        command, file = Command(words[0], (*words[1:], "--seed", str(seed))), tmp_path / f"{seed}.png"
+        pretended.picture(command, "off", file)
+        tiles.append(report.Tile(f"seed {seed}", file, "3 steps computed, 1.0 s", command=str(command)))
+    report.contact(PROMPT, "Drafts: 3x.", tiles, tmp_path)
+    fits(tmp_path / "sheet.html", words, tmp_path)
+
+
+def fits(page: Path, words: list[str], tmp_path: Path) -> None:
+    """Nothing is cut, all can be read, and the first button copies the command that begins with these words."""
     frames = measured(page, tmp_path)
     assert [found["dark"] for found in frames] == [False, False, True, True]
     for found in frames:

@@ -33,19 +33,13 @@ _CACHES = ("teacache", "dualcache", "seacache", "teacache_coefficients", "teacac
 class Model:
     """The command's model, once the command asks for a picture: mflux's `pipeline`, and the `adapter` that reaches its calls.
 
-    `asked` are the arguments of the command's call of `generate`, the pipeline's own generate_image; `cfg_end` is what the
-    command gives as this plugin's option: whoever makes a picture applies it.
+    `asked` are the arguments of the command's call of `generate`, the pipeline's own generate_image.
     """
 
-    def __init__(
-        self,
-        pipeline: Any,
-        adapter: Adapter,
-        generate: Callable[..., Any],
-        asked: dict[str, Any],
-        cfg_end: float | None = None,
-    ) -> None:
-        self.pipeline, self.adapter, self.cfg_end = pipeline, adapter, cfg_end
+    cfg_end: float | None = None  #: that the command gives as this plugin's option; whoever makes a picture applies it
+
+    def __init__(self, pipeline: Any, adapter: Adapter, generate: Callable[..., Any], asked: dict[str, Any]) -> None:
+        self.pipeline, self.adapter = pipeline, adapter
         self.steps: int | None = asked.get("num_inference_steps")  #: that the command asks for, if it says so
         self.has_guidance = "guidance" in asked  #: whether the command passes one on
         self._generate, self._asked = generate, asked
@@ -56,9 +50,7 @@ class Model:
             callbacks[:] = [callback for callback in callbacks if isinstance(callback, Watch)]
 
     def generate(self, prompt: str, seed: int, **changes: Any) -> Any:
-        """A picture as the command would make it, of another prompt and seed; `changes` such as num_inference_steps.
-
-        "" is the command's own prompt, as it made it of its options.
+        """A picture as the command would make it, of another prompt ("": its own) and seed; `changes` such as num_inference_steps.
 
         mflux's progress bar is not shown. Raises KeyboardInterrupt for mflux's own answer to Ctrl-C.
         """
@@ -118,8 +110,10 @@ class _Listener:
 
         def generate_image(**asked: Any) -> Any:
             object.__setattr__(model, "generate_image", generate)
+            taken = Model(model, adapter, generate, asked)
+            taken.cfg_end = self._cfg_end
             with _leaving():
-                self._job(Model(model, adapter, generate, asked, self._cfg_end))
+                self._job(taken)
             raise command.Leave
 
         object.__setattr__(model, "generate_image", generate_image)

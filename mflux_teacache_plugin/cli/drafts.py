@@ -97,13 +97,14 @@ def _conclude(first: Case, cases: Sequence[Case], args: argparse.Namespace, ledg
     for case, (draft, *finals) in made:
         likeness = near.get(draft.file)
         title = f"seed {case.seed}"
-        tiles.append(report.tile(title, draft, ledger.pictures, likeness, str(case.command)))
-        tiles += [report.tile(f"{title}, final", final, ledger.pictures) for final in finals]
-        shown: dict[str, Any] = {"seed": case.seed, "computed": draft.run.computed, "seconds": draft.run.seconds}
-        shown |= {"ssim": likeness and likeness.ssim, "psnr": likeness and likeness.psnr, "draft": draft.file}
-        table.append({**shown, "final": finals[0].file if finals else None, "command": str(case.command)})
+        shown = [report.tile(title, draft, ledger.pictures, likeness, str(case.command))]
+        tiles.append(shown + [report.tile(f"{title}, final", final, ledger.pictures) for final in finals])
+        row: dict[str, Any] = {"seed": case.seed, "computed": draft.run.computed, "seconds": draft.run.seconds}
+        row |= {"ssim": likeness and likeness.ssim, "psnr": likeness and likeness.psnr, "draft": draft.file}
+        table.append({**row, "final": finals[0].file if finals else None, "command": str(case.command)})
     about = f"{first.group}. Drafts: {args.setting}. Below each, the command of its final picture."
-    report.contact(first.prompt, about, tiles, folder)
+    pairs_first = sorted(tiles, key=len, reverse=True)  # in rows of an even length they stay together
+    report.contact(first.prompt, about, list(itertools.chain.from_iterable(pairs_first)), folder)
     sheet = folder / "sheet.html"
     if args.format == "json":
         output.print_json({"setting": args.setting, "sheet": sheet, "pictures": ledger.pictures, "drafts": table})

@@ -122,11 +122,9 @@ def write(
 
 def contact(title: str, about: str, tiles: Sequence[Tile], out: Path) -> None:
     """Write a contact sheet to `out`: sheet.png, and sheet.html, in which each picture has its command."""
-    columns = min(len(tiles), 6)
-    rows = -(-len(tiles) // columns)
-    figure, axes = plt.subplots(
-        rows, columns, figsize=(2.25 * columns, 2.75 * rows), squeeze=False, layout="constrained"
-    )
+    rows, columns = -(-len(tiles) // 6), min(len(tiles), 6)
+    size = (2.25 * columns, 2.75 * rows)
+    figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
     for axis, each in itertools.zip_longest(axes.flat, tiles):
         if each is None:
             axis.remove()
