@@ -23,6 +23,7 @@ VERBS = {
     "calibrate": ("calibrate", "measure a model's own coefficient file with an mflux command"),
     "compare": ("compare", "make one picture with several settings, and show how near they come to plain mflux"),
     "bench": ("bench", "measure settings over a suite of models, prompts and seeds"),
+    "speed": ("speed", "measure what settings cost and save at a model's real size, without a download"),
     "demo": ("demo", "bench the demo model: plain, with TeaCache, and plain in as many steps"),
 }
 
