@@ -74,19 +74,19 @@ def sealed(monkeypatch: pytest.MonkeyPatch, tmp_path) -> Iterator[None]:
 @pytest.mark.parametrize(("name", "billions"), MODELS.items())
 def test_real_sizes_take_no_memory_until_they_are_evaluated(name: str, billions: float, sealed) -> None:
     before = mx.get_active_memory()
-    subject = real_size.build(name)
-    assert sum(array.size for array in subject.weights) / 1e9 == pytest.approx(billions, abs=0.01)
-    assert {array.dtype for array in subject.weights} == {mx.bfloat16}
+    model, _ = real_size.build(name)
+    assert sum(array.size for array in real_size.weights(model)) / 1e9 == pytest.approx(billions, abs=0.01)
+    assert {array.dtype for array in real_size.weights(model)} == {mx.bfloat16}
     assert mx.get_active_memory() - before < 50e6
 
 
 @pytest.mark.parametrize("name", real_size.MODELS)
 def test_every_model_is_built_and_quantized_as_mflux_does_it(name: str, sealed) -> None:
-    subject = real_size.build(name, quantize=4, layers=(1,))
-    assert any(isinstance(module, nn.QuantizedLinear) for _, module in subject.model.named_modules())
-    assert all(text.startswith("1 of ") for text in subject.blocks.values())
-    adapter, *_ = choose.serving_adapters(type(subject.model)).values()
-    assert list(subject.blocks) == list(adapter.taps.blocks)
+    model, blocks = real_size.build(name, quantize=4, layers=(1,))
+    assert any(isinstance(module, nn.QuantizedLinear) for _, module in model.named_modules())
+    assert all(text.startswith("1 of ") for text in blocks.values())
+    adapter, *_ = choose.serving_adapters(type(model)).values()
+    assert list(blocks) == list(adapter.taps.blocks)
 
 
 @pytest.mark.parametrize("guidance", [1, 4])
@@ -108,10 +108,8 @@ def test_a_loop_of_each_pipeline(name: str, guidance: int, narrow, sealed, capsy
 
 def test_what_a_schedule_keeps(narrow, sealed) -> None:
     """The predictions of the last two computed steps: latents of 16 tokens."""
-    subject = real_size.build("flux2-klein-base-4b", tokens=8)
-    wanted = real_size.candidates(subject.model, ["2x"], 6)
-    options = {"width": 64, "height": 64, "num_inference_steps": 6, "guidance": 4.0}
-    rows = real_size.measure(subject, {"plain": None, "2x": wanted["2x"]}, 1, lambda: None, **options)
+    model, _ = real_size.build("flux2-klein-base-4b", tokens=8)
+    rows = real_size.measure(model, {"plain": None, "2x": "2x"}, 1, 6, width=64, height=64, guidance=4.0)
     assert rows[1]["kept"].startswith("2 of (1, 16, 128) bfloat16"), "and the signs of the forecast's check"
     assert rows[1]["kept_mb"] == pytest.approx(2 * 16 * 128 * 2 / 1e6, rel=1e-3)
 
@@ -151,9 +149,9 @@ def test_numbers_that_make_no_sense_are_refused(options: tuple[str, str], capsys
 
 
 def test_a_schedule_needs_steps(sealed) -> None:
-    subject = real_size.build("schnell")
+    model, _ = real_size.build("schnell")
     with pytest.raises(SettingsError, match="4 steps at 2x"):
-        real_size.candidates(subject.model, ["2x"], 4)
+        real_size.candidates(model, ["2x"], 4)
 
 
 @pytest.mark.skipif("REAL_SIZE" not in os.environ, reason="takes gigabytes and minutes; set REAL_SIZE=1")

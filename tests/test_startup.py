@@ -287,11 +287,8 @@ def test_forget(sample):
     seen = []
     imports.when_imported("sample", seen.append)
     imports.when_imported("sample.part", seen.append)
-    imports.forget("sample", print)  # not registered: no error
-    imports.forget("sample.other", seen.append)
-    imports.forget("sample", seen.append)
-    assert _startup.state()["pending"] == ["sample.part"]
-    imports.forget("sample.part", seen.append)
+    assert _startup.state()["pending"] == ["sample", "sample.part"]
+    imports.forget_all()
     assert imports._FINDER not in sys.meta_path
     importlib.import_module("sample.part")
     assert seen == []
@@ -301,7 +298,7 @@ def test_forgotten_between_finding_and_running(sample):
     seen = []
     imports.when_imported("sample", seen.append)
     spec = importlib.util.find_spec("sample")
-    imports.forget("sample", seen.append)
+    imports.forget_all()
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     assert seen == []

@@ -7,8 +7,6 @@ import contextlib
 import os
 from argparse import ArgumentTypeError
 
-from tqdm import tqdm
-
 from mflux_teacache_plugin.cli import output
 from mflux_teacache_plugin.demo_model import float32
 from mflux_teacache_plugin.measure import machine, real_size, runs
@@ -53,25 +51,24 @@ def run(args: argparse.Namespace) -> int:
     os.environ.pop(ENVIRONMENT, None)  # plain is plain, whatever it asks for
     settings = tuple(dict.fromkeys(args.settings)) or ("2x",)
     width, height = args.size
-    options = {"width": width, "height": height, "num_inference_steps": args.steps, "guidance": args.guidance}
     with float32() if args.float32 else contextlib.nullcontext():
-        subject = real_size.build(args.model, args.quantize, args.layers, args.tokens)
-        wanted = real_size.candidates(subject.model, settings, args.steps)
-        real_size.require_memory(subject, width * height)
-        with tqdm(total=len(wanted) * (1 + args.rounds), unit="loop") as bar:
-            rows = real_size.measure(subject, wanted, args.rounds, bar.update, **options)
+        model, blocks = real_size.build(args.model, args.quantize, args.layers, args.tokens)
+        wanted = real_size.candidates(model, settings, args.steps)
+        real_size.require_memory(model, width * height)
+        options = {"width": width, "height": height, "guidance": args.guidance}
+        rows = real_size.measure(model, wanted, args.rounds, args.steps, **options)
     bits = f"{args.quantize} bits" if args.quantize else "float32" if args.float32 else "bfloat16"
-    model = ", ".join((args.model, bits, *(f"{left} {name}" for name, left in subject.blocks.items())))
+    what = ", ".join((args.model, bits, *(f"{left} {name}" for name, left in blocks.items())))
     how = f"{width}x{height}, {args.steps} steps, guidance {args.guidance:g}"
     gigabytes, plain = f"{rows[0]['peak_gb']:.1f} GB", f"{rows[0]['seconds']:.1f} s"
     gains = ", ".join(f"{row['setting']} {row['speedup']:.2f}×" for row in rows if row["setting"] in settings)
     facts = machine.describe()
-    line = (machine.line(), gigabytes, facts["mflux"], model, how, plain, gains)
+    line = (machine.line(), gigabytes, facts["mflux"], what, how, plain, gains)
     markdown = f"| {' | '.join(line)} |"
     if args.format == "json":
-        output.print_json({"machine": facts, "model": model, "run": how, "rows": rows, "markdown": markdown})
+        output.print_json({"machine": facts, "model": what, "run": how, "rows": rows, "markdown": markdown})
         return 0
-    print(f"{machine.line()}\n{model}: at most {gigabytes} in use; {how}, {args.rounds} rounds in turn")
+    print(f"{machine.line()}\n{what}: at most {gigabytes} in use; {how}, {args.rounds} rounds in turn")
     print("The weights are random: no picture is made, and how often a threshold skips means nothing.\n")
     output.print_table([key.upper() for key in rows[0]], [list(row.values()) for row in rows])
     print(f"\nfor docs/speeds.md:\n{markdown}")

@@ -25,15 +25,8 @@ def when_imported(module_name: str, callback: "Callable[[ModuleType], object]") 
         sys.meta_path.insert(0, _FINDER)
 
 
-def forget(module_name: str, callback: "Callable[[ModuleType], object]") -> None:
-    """Undo `when_imported`; a callback that was called already, or never registered, is no error."""
-    if callback in _pending.get(module_name, []):
-        _pending[module_name].remove(callback)
-        _tidy()
-
-
 def forget_all() -> None:
-    """Forget every callback. What one has done already is its owner's to undo."""
+    """Undo every `when_imported`. What a callback has done already is its owner's to undo."""
     _pending.clear()
     _tidy()
 

@@ -11,8 +11,7 @@ import itertools
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from statistics import median
@@ -20,6 +19,7 @@ from typing import Any
 
 import mlx.core as mx
 from mlx.utils import tree_flatten, tree_map
+from tqdm import tqdm
 
 from mflux_teacache_plugin import choose
 from mflux_teacache_plugin.apply import apply_teacache
@@ -47,23 +47,9 @@ _EMBEDDERS = {"context_embedder": 0, "txt_in": 64, "cap_embedder.1": 64}
 _PROMPT = "nothing"
 
 
-@dataclass
-class Subject:
-    """A pipeline with random weights, which nobody has evaluated.
-
-    Attributes:
-        embedder: the transformer's linear layer that takes the prompt.
-        blocks: for each list of blocks that was cut, how many of how many are left.
-    """
-
-    model: Any
-    embedder: str
-    blocks: dict[str, str]
-
-    @property
-    def weights(self) -> list[mx.array]:
-        """The transformer's."""
-        return [array for _, array in tree_flatten(self.model.transformer.parameters())]
+def weights(model: Any) -> list[mx.array]:
+    """The transformer's, which nobody has evaluated after `build`."""
+    return [array for _, array in tree_flatten(model.transformer.parameters())]
 
 
 def _random(*shape: int) -> mx.array:
@@ -72,8 +58,13 @@ def _random(*shape: int) -> mx.array:
     return mx.random.uniform(-0.03, 0.03, shape, dtype=ModelConfig.precision)
 
 
-def build(name: str, quantize: int | None = None, layers: tuple[int, ...] = (), tokens: int | None = None) -> Subject:
-    """mflux's pipeline for one of MODELS. `layers`: so many blocks of each list are left; of every list, if it is one number."""
+def build(
+    name: str, quantize: int | None = None, layers: tuple[int, ...] = (), tokens: int | None = None
+) -> tuple[Any, dict[str, str]]:
+    """mflux's pipeline for one of MODELS; and of each list of blocks that was cut, how many of how many are left.
+
+    `layers` are left of each list, the same of every list if it is one number; `tokens` are the prompt's.
+    """
     from mflux.models.common.config.model_config import AVAILABLE_MODELS, ModelConfig
     from mflux.models.common.tokenizer import TokenizerLoader
     from mflux.models.common.weights.loading.loaded_weights import LoadedWeights, MetaData
@@ -108,46 +99,49 @@ def build(name: str, quantize: int | None = None, layers: tuple[int, ...] = (), 
     for part in [part for part in model if part == "vae" or "encoder" in part]:
         setattr(model, part, None)
     model.tokenizers = dict.fromkeys(("t5", "clip", "qwen3", "qwen", "z_image"))
-    embedder = next(path for path in _EMBEDDERS if hasattr(model.transformer, path.partition(".")[0]))
-    _embed(model, embedder, tokens or _EMBEDDERS[embedder] or config.max_sequence_length)
-    return Subject(model, embedder, blocks)
+    _embed(model, tokens or _EMBEDDERS[_embedder(model)] or config.max_sequence_length)
+    return model, blocks
 
 
-def _embed(model: Any, embedder: str, tokens: int) -> None:
+def _embedder(model: Any) -> str:
+    return next(path for path in _EMBEDDERS if hasattr(model.transformer, path.partition(".")[0]))
+
+
+def _embed(model: Any, tokens: int) -> None:
     """Have the pipeline find embeddings of `_PROMPT`: where it keeps them, or in place of what its encoder would return."""
 
     def inputs(path: str) -> int:
         linear = module_at(model.transformer, path)
         return linear.weight.shape[-1] * 32 // linear.bits if hasattr(linear, "bits") else linear.weight.shape[-1]
 
-    prompt, negative = (_random(1, tokens, inputs(embedder)) for _ in range(2))
+    prompt = _random(1, tokens, inputs(_embedder(model)))
     mask, ids = mx.ones((1, tokens), dtype=mx.int32), mx.zeros((1, tokens, 4), dtype=mx.int32)
     if hasattr(model, "_encode_prompts"):  # Z-Image
-        made = (prompt[0], None), (prompt[0], negative[0])
+        made = (prompt[0], None), (prompt[0], prompt[0])
         stand_before(model, "_encode_prompts", lambda inner, *, guidance, **_: made[guidance > 1])
     elif hasattr(model, "_encode_prompt_pair"):  # Klein
-        pairs = (prompt, ids, None, None), (prompt, ids, negative, ids)
+        pairs = (prompt, ids, None, None), (prompt, ids, prompt, ids)
         stand_before(model, "_encode_prompt_pair", lambda inner, *, guidance, **_: pairs[guidance > 1])
     elif model.model_config.supports_guidance is None:  # Qwen-Image
-        model.prompt_cache[f"{_PROMPT}|NEG| "] = (prompt, mask, negative, mask)
+        model.prompt_cache[f"{_PROMPT}|NEG| "] = (prompt, mask, prompt, mask)
     else:
         model.prompt_cache[_PROMPT] = (prompt, _random(1, inputs("time_text_embed.text_embedder.linear_1")))
 
 
-def require_memory(subject: Subject, pixels: int) -> None:
+def require_memory(model: Any, pixels: int) -> None:
     """SettingsError where less is there than is needed: the weights, exactly, and 64 hidden states on their way, roughly."""
     facts = mx.device_info()
     keys = ("max_recommended_working_set_size", "free_memory", "total_memory")  # Metal, CUDA
     there = next((int(facts[key]) for key in keys if key in facts), 0)
     if not there:
         there = 1024 * int(re.findall(r"MemAvailable:\s*(\d+)", Path("/proc/meminfo").read_text())[0])
-    weights, tokens = sum(array.nbytes for array in subject.weights), pixels // 256 + 512
-    width = module_at(subject.model.transformer, subject.embedder).weight.shape[0]
+    loaded, tokens = sum(array.nbytes for array in weights(model)), pixels // 256 + 512
+    width = module_at(model.transformer, _embedder(model)).weight.shape[0]
     working = 64 * tokens * width * _random(1).itemsize
-    if weights + working > there:
+    if loaded + working > there:
         raise SettingsError(
-            f"{(weights + working) / 1e9:.1f} GB are needed, and {there / 1e9:.1f} GB are there",
-            cause=f"{weights / 1e9:.1f} GB of weights, and about {working / 1e9:.1f} GB for {tokens} tokens on their way",
+            f"{(loaded + working) / 1e9:.1f} GB are needed, and {there / 1e9:.1f} GB are there",
+            cause=f"{loaded / 1e9:.1f} GB of weights, and about {working / 1e9:.1f} GB for {tokens} tokens on their way",
             hint="quantize it (-q 4), or take a smaller size or fewer --layers",
         )
 
@@ -156,23 +150,17 @@ class _Left(Exception):
     """The loop is over, as far as it is measured."""
 
 
-class Loop:
-    """One loop of mflux's, `most` steps of it, with a setting or plain.
+class _Loop:
+    """One loop of mflux's, `most` steps of it, with a setting or plain: seconds of each step, bytes."""
 
-    Attributes:
-        seconds: of each step; `of_skipped`: of those that were skipped wholly.
-        computed: steps' work that was done.
-        kept: what the cache held at most: bytes, and its arrays in words.
-        peak: the most memory that MLX had in use, in bytes.
-    """
-
-    def __init__(self, subject: Subject, setting: str | None, most: int, **options: Any) -> None:
-        self._most, self._ends, self.kept, self.peak = most, list[float](), (0, ""), 0
-        self._handle, callbacks = setting and apply_teacache(subject.model, setting), subject.model.callbacks
+    def __init__(self, model: Any, setting: str | None, most: int, **options: Any) -> None:
+        self._most, self._ends = most, list[float]()
+        self.kept, self.peak = (0, ""), 0  # at most, the former also in words
+        self._handle, callbacks = setting and apply_teacache(model, setting), model.callbacks
         callbacks.register(self)  # behind the cache's
         try:
             with contextlib.suppress(_Left), contextlib.redirect_stderr(io.StringIO()):  # mflux has a bar of its own
-                subject.model.generate_image(seed=1, prompt=_PROMPT, **options)
+                model.generate_image(seed=1, prompt=_PROMPT, **options)
         finally:
             callbacks.before_loop.remove(self)
             callbacks.in_loop.remove(self)
@@ -219,26 +207,22 @@ def candidates(model: Any, settings: Sequence[str], steps: int) -> dict[str, str
 
 
 def measure(
-    subject: Subject, wanted: dict[str, str | None], rounds: int, tick: Callable[[], Any], **options: Any
+    model: Any, wanted: Mapping[str, str | None], rounds: int, steps: int, **options: Any
 ) -> list[dict[str, Any]]:
     """A row for each of `wanted`. They take turns, so that the machine is as busy for each; a ratio is the rounds' median.
 
-    Args:
-        tick: called after each of (1 + rounds) times len(wanted) loops.
-        options: of mflux's `generate_image`.
+    `options` are further ones of mflux's `generate_image`. A bar on stderr shows how far it is.
     """
-    for array in subject.weights:  # one by one: only one is there unquantized at a time
+    for array in weights(model):  # one by one: only one is there unquantized at a time
         mx.eval(array)
-    loops: list[dict[str, Loop]] = []
-    for most in (2, *[options["num_inference_steps"]] * rounds):  # first MLX compiles its kernels
-        loops.append({})
-        for name, setting in wanted.items():
-            loops[-1][name] = Loop(subject, setting, most, **options)
-            tick()
-    return [_row(name, [(each[name], each["plain"]) for each in loops[1:]]) for name in wanted]
+    loops: dict[str, list[_Loop]] = {name: [] for name in wanted}
+    warm_up = [(2, name) for name in wanted]  # MLX compiles its kernels
+    for most, name in tqdm(warm_up + [(steps, name) for name in wanted] * rounds, unit="loop"):
+        loops[name].append(_Loop(model, wanted[name], most, num_inference_steps=steps, **options))
+    return [_row(name, list(zip(found, loops["plain"], strict=True))[1:]) for name, found in loops.items()]
 
 
-def _row(name: str, pairs: list[tuple[Loop, Loop]]) -> dict[str, Any]:
+def _row(name: str, pairs: list[tuple[_Loop, _Loop]]) -> dict[str, Any]:
     """Of loops, each with the plain one of its round."""
     last = pairs[-1][0]
     ratio = median(sum(loop.seconds) / sum(plain.seconds) for loop, plain in pairs)
