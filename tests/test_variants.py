@@ -497,7 +497,7 @@ def test_the_environment_names_files_and_folders(folders: dict[str, Path], tmp_p
 
 def test_a_plugin_contributes_variants_and_paths(folders: dict[str, Path]) -> None:
     found = load_catalog(contributed=[variant(id="made"), write(folders["plugin"], id="read")])
-    assert found.variants["made"].path is None
+    assert found.variants["made"].variant.path is None
     assert {id for id, entry in found.variants.items() if entry.origin == "plugin"} == {"made", "read"}
 
 
