@@ -88,10 +88,14 @@ def prepare(model_config: Any) -> None:
         return
     from mflux.models.flux2.flux2_initializer import Flux2Initializer
 
-    def init(stock: Callable[..., None], model: Any, *, model_path: str | None = None, **kwargs: Any) -> None:
-        leave()
+    stock = Flux2Initializer.__dict__["init"]
+    if hasattr(stock.__func__, "builds_demo_model"):  # asked for twice before it was built
+        return
+
+    def init(model: Any, *, model_path: str | None = None, **kwargs: Any) -> None:
+        Flux2Initializer.init = stock
         with float32(), _vae_sizes(_sizes(path)["vae"]):
-            stock(model, model_path=model_path or str(path), **kwargs)
+            stock.__func__(model, model_path=model_path or str(path), **kwargs)
         stand_before(model.tokenizers["qwen3"], "tokenize", limited)
         stand_before(model, "generate_image", _in_float32)
 
@@ -99,7 +103,8 @@ def prepare(model_config: Any) -> None:
         """mflux asks for 512 text tokens; this model knows fewer."""
         return tokenize(prompt, images, _sizes(path)["text_tokens"], **kwargs)
 
-    leave = stand_before(Flux2Initializer, "init", init)
+    init.builds_demo_model = True  # type: ignore[attr-defined]
+    Flux2Initializer.init = staticmethod(init)
 
 
 def _in_float32(generate: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
