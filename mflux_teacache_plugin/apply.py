@@ -27,7 +27,7 @@ from mflux_teacache_plugin.errors import (
 from mflux_teacache_plugin.host import faults
 from mflux_teacache_plugin.host.watch import Observer, watch
 from mflux_teacache_plugin.methods.method import Method, Setup
-from mflux_teacache_plugin.variants import Catalog, Entry, Match, Provenance, Variant
+from mflux_teacache_plugin.variants import Catalog, Entry, Provenance, Variant
 
 _MARK = "_mflux_teacache"
 
@@ -260,7 +260,7 @@ def apply_teacache(
 def _own(model: Any, files: Catalog, id: str | None, **own: Any) -> Variant:
     """The model's variant, or a new one, with coefficients of one's own."""
     serving = choose.serving_adapters(type(model))
-    found: Entry | Match | None = files.explicit or (files.by_id(id) if id else None)
+    found = files.explicit or (files.by_id(id) if id else None)
     found = found or files.match(choose.identity(model.model_config, None), serving.keys())
     if found is not None:
         threshold = found.variant.threshold or DEFAULT_THRESHOLD

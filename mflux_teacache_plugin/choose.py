@@ -19,7 +19,7 @@ from mflux_teacache_plugin.methods.method import Method, Parser
 from mflux_teacache_plugin.settings import Value
 from mflux_teacache_plugin.variants import (
     Catalog,
-    Match,
+    Entry,
     ModelIdentity,
     Variant,
     beside_model,
@@ -77,7 +77,7 @@ class Choice:
 
     adapter: Adapter
     method: Method
-    match: Match | None  #: None where no coefficient file is for it and the method needs none
+    match: Entry | None  #: None where no coefficient file is for it and the method needs none
     problem: str | None = None  #: what is wrong with the file beside the model, in a line
 
     @property
@@ -147,16 +147,14 @@ def choose(
 
 def _match(
     files: Catalog, model_config: Any, source: str | None, serving: Mapping[str, Adapter], id: str | None
-) -> tuple[Match | None, str | None]:
+) -> tuple[Entry | None, str | None]:
     """The variant for a model, or of that id, also from a file beside its weights; and what is wrong with that file."""
     beside, problem = _beside(source or model_config.model_name)
     if id is not None:
         if beside is not None and beside.id == id:
-            return Match(beside, "model", exact=True), None
+            return Entry(beside, "model"), None
         return files.by_id(id) if id else None, None
-    if beside is None or files.explicit is not None:
-        return files.match(identity(model_config, source), serving.keys()), problem
-    return files.match_with(beside, identity(model_config, source), serving.keys()), problem
+    return files.match(identity(model_config, source), serving.keys(), beside), problem
 
 
 def _beside(source: str) -> tuple[Variant | None, str | None]:

@@ -9,13 +9,12 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mflux_teacache_plugin import checks
-from mflux_teacache_plugin.checks import Problems, as_table, key_field, read_toml
+from mflux_teacache_plugin.checks import read_toml
 from mflux_teacache_plugin.errors import SettingsError
+from mflux_teacache_plugin.host import faults
 from mflux_teacache_plugin.host.layers import stand_before
 
 NAME = "flux2-klein-base-demo"
@@ -64,24 +63,18 @@ def load() -> Any:
     return Flux2Klein(model_config=found[NAME])
 
 
-@dataclass(frozen=True)
-class Prompt:
-    """One of the model's fixed prompts."""
-
-    prompt: str = key_field(checks.text, 'prompt = "a white star on a red background"')
-    seed: int = key_field(checks.whole(0), "seed = 102")
-
-
 def prompts(purpose: str) -> list[dict[str, Any]]:
     """The model's fixed prompts with their seeds: `demo`, `benchmark` or `calibration`. SettingsError for a bad file."""
     path = folder()
     if path is None:
         return []
-    file, problems = path / "prompts.toml", Problems()
-    found = checks.tables(Prompt, 1)(problems, purpose, read_toml(file, SettingsError).get(purpose))
-    if problems:
-        raise SettingsError(f"{file} is not usable", cause="\n".join(problems), hint="take a fresh copy of the model")
-    return [as_table(each) for each in found]
+    file = path / "prompts.toml"
+    try:
+        found = read_toml(file, SettingsError)[purpose]
+        return [{"prompt": str(each["prompt"]), "seed": int(each["seed"])} for each in found]
+    except (LookupError, TypeError, ValueError, OverflowError) as error:
+        cause = f"prompt and seed in each [[{purpose}]]: {faults.in_words(error)}"
+        raise SettingsError(f"{file} is not usable", cause=cause, hint="take a fresh copy of the model") from None
 
 
 def _sizes(path: Path) -> dict[str, Any]:
@@ -103,8 +96,12 @@ def prepare(model_config: Any) -> None:
         Flux2Initializer.init = stock
         with float32(), _vae_sizes(_sizes(path)["vae"]):
             stock.__func__(model, model_path=model_path or str(path), **kwargs)
-        _limit_text(model.tokenizers["qwen3"], _sizes(path)["text_tokens"])
+        stand_before(model.tokenizers["qwen3"], "tokenize", limited)
         stand_before(model, "generate_image", _in_float32)
+
+    def limited(tokenize: Any, prompt: Any, images: Any = None, max_length: int | None = None, **kwargs: Any) -> Any:
+        """mflux asks for 512 text tokens; this model knows fewer."""
+        return tokenize(prompt, images, _sizes(path)["text_tokens"], **kwargs)
 
     init.builds_demo_model = True  # type: ignore[attr-defined]
     Flux2Initializer.init = staticmethod(init)
@@ -149,13 +146,3 @@ def _vae_sizes(sizes: Mapping[str, Any]) -> Iterator[None]:
     finally:
         for constructor, defaults in zip(constructors, stock, strict=True):
             constructor.__defaults__ = defaults
-
-
-def _limit_text(tokenizer: Any, tokens: int) -> None:
-    """mflux asks for 512 text tokens; this model knows fewer."""
-    tokenize = tokenizer.tokenize
-
-    def limited(prompt: Any, images: Any = None, max_length: int | None = None, **kwargs: Any) -> Any:
-        return tokenize(prompt, images, tokens, **kwargs)
-
-    tokenizer.tokenize = limited

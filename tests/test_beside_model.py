@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 
-from mflux_teacache_plugin.variants import Match, Variant, load_catalog, read_variant
+from mflux_teacache_plugin.variants import Entry, Variant, load_catalog, read_variant
 from mflux_teacache_plugin.variants.catalog import ModelIdentity, beside_model
 from tests.support import a_variant
 from tests.test_options import write_variant
@@ -60,10 +60,10 @@ def test_the_users_own_files_go_before_it_and_shipped_ones_after(tmp_path, monke
     beside = variant("travels")
     files = load_catalog(contributed=[variant("plugins")])
     assert files.match(NAMED, ["flux1"]).origin == "plugin"
-    assert files.match_with(beside, NAMED, ["flux1"]) == Match(beside, "model", exact=True)
+    assert files.match(NAMED, ["flux1"], beside) == Entry(beside, "model")
     write_variant(tmp_path / "config" / "mflux" / "teacache", models=["test"])
-    assert load_catalog().match_with(beside, NAMED, ["flux1"]).origin == "user"
-    assert load_catalog().match_with(beside, NAMED, ["klein"]) is None, "it is for another adapter"
+    assert load_catalog().match(NAMED, ["flux1"], beside).origin == "user"
+    assert load_catalog().match(NAMED, ["klein"], beside) is None, "it is for another adapter"
 
 
 def test_where_it_is_looked_for(tmp_path, monkeypatch):

@@ -16,7 +16,7 @@ import pytest
 from mflux_teacache_plugin import _startup
 from mflux_teacache_plugin.cli import VERBS, doctor, main
 from mflux_teacache_plugin.errors import TeaCacheError
-from mflux_teacache_plugin.host import bridge
+from mflux_teacache_plugin.host import bridge, versions
 from mflux_teacache_plugin.host.manager import load_plugins
 from tests.support import deactivate
 from tests.test_options import write_variant
@@ -265,8 +265,8 @@ def test_doctor_and_an_untested_mflux(number: str, examine, monkeypatch, tmp_pat
 
 
 def test_doctor_without_mflux(examine, monkeypatch) -> None:
-    installed = doctor._version
-    monkeypatch.setattr(doctor, "_version", lambda name: None if name == "mflux" else installed(name))
+    installed = versions.installed
+    monkeypatch.setattr(versions, "installed", lambda name="mflux": None if name == "mflux" else installed(name))
     code, found = examine()
     assert code == 1
     assert (found["mflux"].detail, found["mflux"].fix) == ("not installed", "pip install mflux")

@@ -8,9 +8,7 @@ A model at its real size, if only one block of each list, takes gigabytes and mi
 import json
 import os
 import socket
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import mlx.core as mx
 import pytest
@@ -20,20 +18,18 @@ from mflux.models.qwen import qwen_initializer
 from mflux.models.z_image import z_image_initializer
 from mlx import nn
 
+from mflux_teacache_plugin import choose
+from mflux_teacache_plugin.cli import main
 from mflux_teacache_plugin.errors import SettingsError
+from mflux_teacache_plugin.measure import real_size
 from tests.tiny import flux1
 from tests.tiny.shrink import shrunk
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
-import real_size
-
-sys.path.pop(0)
 
 #: One of each pipeline: all it runs on, and parameters in billions.
 MODELS = {"dev": 11.90, "flux2-klein-base-4b": 3.88, "qwen-image": 20.43, "z-image": 6.15}
 
 #: What is asked for, where seconds do not matter.
-SMALL = ("--size", "64x64", "--layers", "1", "--repetitions", "1", "--tokens", "8", "--float32")
+SMALL = ("--size", "64x64", "--layers", "1", "--rounds", "1", "--tokens", "8", "--float32")
 
 
 @pytest.fixture
@@ -78,31 +74,32 @@ def sealed(monkeypatch: pytest.MonkeyPatch, tmp_path) -> Iterator[None]:
 @pytest.mark.parametrize(("name", "billions"), MODELS.items())
 def test_real_sizes_take_no_memory_until_they_are_evaluated(name: str, billions: float, sealed) -> None:
     before = mx.get_active_memory()
-    subject = real_size.build(name)
-    assert sum(array.size for array in subject.weights) / 1e9 == pytest.approx(billions, abs=0.01)
-    assert {array.dtype for array in subject.weights} == {mx.bfloat16}
+    model, _ = real_size.build(name)
+    assert sum(array.size for array in real_size.weights(model)) / 1e9 == pytest.approx(billions, abs=0.01)
+    assert {array.dtype for array in real_size.weights(model)} == {mx.bfloat16}
     assert mx.get_active_memory() - before < 50e6
 
 
 @pytest.mark.parametrize("name", real_size.MODELS)
 def test_every_model_is_built_and_quantized_as_mflux_does_it(name: str, sealed) -> None:
-    subject = real_size.build(name, quantize=4, layers=(1,))
-    assert any(isinstance(module, nn.QuantizedLinear) for _, module in subject.model.named_modules())
-    assert all(text.startswith("1 of ") for text in subject.blocks.values())
-    assert len(subject.blocks) == len(subject.adapter.taps.blocks)
+    model, blocks = real_size.build(name, quantize=4, layers=(1,))
+    assert any(isinstance(module, nn.QuantizedLinear) for _, module in model.named_modules())
+    assert all(text.startswith("1 of ") for text in blocks.values())
+    adapter, *_ = choose.serving_adapters(type(model)).values()
+    assert list(blocks) == list(adapter.taps.blocks)
 
 
 @pytest.mark.parametrize("guidance", [1, 4])
 @pytest.mark.parametrize("name", MODELS)
 def test_a_loop_of_each_pipeline(name: str, guidance: int, narrow, sealed, capsys) -> None:
-    argv = [name, "2x", *SMALL, "--steps", "6", "--guidance", str(guidance), "--format", "json"]
-    assert real_size.main(argv) == 0
+    argv = ["speed", name, "2x", *SMALL, "--steps", "6", "--guidance", str(guidance), "--format", "json"]
+    assert main(argv) == 0
     found = json.loads(capsys.readouterr().out)
     rows = {row["setting"]: row for row in found["rows"]}
     assert rows["plain"]["computed"] == 6 and rows["plain"]["of_plain"] == 1 and rows["plain"]["kept_mb"] == 0
     assert rows["2x"]["computed"] == 3 and rows["2x"]["skipped_step"] < 1
-    nothing = [name for name in real_size.NOTHING if name in rows]
-    assert {"all steps scheduled", "seacache:1e-9", "dualcache:F=1,B=0,rdt=1e-9"} <= set(nothing)
+    nothing = [name for name in ("steps:0-5", *real_size.IDLE) if name in rows]
+    assert {"steps:0-5", "seacache:1e-9", "dualcache:F=1,B=0,rdt=1e-9"} <= set(nothing)
     assert all(rows[name]["computed"] == 6 and rows[name]["skipped_step"] is None for name in nothing)
     assert all(row["seconds"] > 0 and row["kept"] for row in rows.values() if row["setting"] != "plain")
     assert "1 of 2 " in found["model"] or "1 of 3 " in found["model"] or "1 of 19" in found["model"]
@@ -111,21 +108,14 @@ def test_a_loop_of_each_pipeline(name: str, guidance: int, narrow, sealed, capsy
 
 def test_what_a_schedule_keeps(narrow, sealed) -> None:
     """The predictions of the last two computed steps: latents of 16 tokens."""
-    subject = real_size.build("flux2-klein-base-4b", tokens=8)
-    wanted = real_size.candidates(subject.model, ["2x"], 6)
-    options = {"width": 64, "height": 64, "num_inference_steps": 6, "guidance": 4.0}
-    rows = real_size.measure(
-        subject, {"plain": None, "2x": wanted["2x"]}, 1, lambda: 0.0 + next(ticks), lambda: None, **options
-    )
+    model, _ = real_size.build("flux2-klein-base-4b", tokens=8)
+    rows = real_size.measure(model, {"plain": None, "2x": "2x"}, 1, 6, width=64, height=64, guidance=4.0)
     assert rows[1]["kept"].startswith("2 of (1, 16, 128) bfloat16"), "and the signs of the forecast's check"
     assert rows[1]["kept_mb"] == pytest.approx(2 * 16 * 128 * 2 / 1e6, rel=1e-3)
 
 
-ticks = iter(range(10_000))
-
-
 def test_the_text_says_what_it_is(narrow, sealed, capsys) -> None:
-    assert real_size.main(["flux2-klein-4b", "2x", *SMALL, "--steps", "6"]) == 0
+    assert main(["speed", "flux2-klein-4b", "2x", *SMALL, "--steps", "6"]) == 0
     out, err = capsys.readouterr()
     assert "no picture is made" in out and "1 of 2 transformer_blocks" in out and "| 2x " in out
     assert "loop" in err  # the bar
@@ -134,7 +124,7 @@ def test_the_text_says_what_it_is(narrow, sealed, capsys) -> None:
 def test_too_little_memory_is_refused_with_the_numbers(monkeypatch, sealed, capsys) -> None:
     monkeypatch.setattr(mx, "device_info", lambda: {"free_memory": 24 * 10**9})
     before = mx.get_active_memory()
-    assert real_size.main(["qwen-image"]) == 2
+    assert main(["speed", "qwen-image"]) == 2
     said = capsys.readouterr().err
     assert "GB are needed, and 24.0 GB are there" in said and "40.9 GB of weights" in said and "-q 4" in said
     assert mx.get_active_memory() - before < 50e6
@@ -143,7 +133,7 @@ def test_too_little_memory_is_refused_with_the_numbers(monkeypatch, sealed, caps
 @pytest.mark.parametrize(("setting", "message"), [("20x", "20x"), ("off", "'off' was given")])
 def test_settings_that_make_no_sense_are_refused_before_anything_is_evaluated(setting, message, sealed, capsys) -> None:
     try:
-        code = real_size.main(["qwen-image", setting])
+        code = main(["speed", "qwen-image", setting])
     except SystemExit as left:
         code = left.code
     assert code == 2 and message in capsys.readouterr().err
@@ -154,17 +144,17 @@ def test_settings_that_make_no_sense_are_refused_before_anything_is_evaluated(se
 )
 def test_numbers_that_make_no_sense_are_refused(options: tuple[str, str], capsys) -> None:
     with pytest.raises(SystemExit) as left:
-        real_size.main(["dev", *options])
+        main(["speed", "dev", *options])
     assert left.value.code == 2 and f"argument {options[0]}" in capsys.readouterr().err
 
 
 def test_a_schedule_needs_steps(sealed) -> None:
-    subject = real_size.build("schnell")
+    model, _ = real_size.build("schnell")
     with pytest.raises(SettingsError, match="4 steps at 2x"):
-        real_size.candidates(subject.model, ["2x"], 4)
+        real_size.candidates(model, ["2x"], 4)
 
 
 @pytest.mark.skipif("REAL_SIZE" not in os.environ, reason="takes gigabytes and minutes; set REAL_SIZE=1")
 def test_really(sealed, capsys) -> None:
-    assert real_size.main(["flux2-klein-base-4b", "2x", *SMALL, "--steps", "6", "--guidance", "1"]) == 0
+    assert main(["speed", "flux2-klein-base-4b", "2x", *SMALL, "--steps", "6", "--guidance", "1"]) == 0
     assert "1 of 5 transformer_blocks" in capsys.readouterr().out

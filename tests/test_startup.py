@@ -286,12 +286,10 @@ def test_an_imported_module_is_served_at_once(sample):
 
 def test_forget(sample):
     seen = []
-    forget = imports.when_imported("sample", seen.append)
-    forget_part = imports.when_imported("sample.part", seen.append)
-    forget()
-    forget()  # a second time: no error
-    assert _startup.state()["pending"] == ["sample.part"]
-    forget_part()
+    imports.when_imported("sample", seen.append)
+    imports.when_imported("sample.part", seen.append)
+    assert _startup.state()["pending"] == ["sample", "sample.part"]
+    imports.forget_all()
     assert imports._FINDER not in sys.meta_path
     importlib.import_module("sample.part")
     assert seen == []
@@ -299,9 +297,9 @@ def test_forget(sample):
 
 def test_forgotten_between_finding_and_running(sample):
     seen = []
-    forget = imports.when_imported("sample", seen.append)
+    imports.when_imported("sample", seen.append)
     spec = importlib.util.find_spec("sample")
-    forget()
+    imports.forget_all()
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     assert seen == []

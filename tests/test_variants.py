@@ -476,7 +476,7 @@ def test_the_first_origin_wins_and_hides_the_others(folders: dict[str, Path], mo
         )
         seen = [found.variants["mine"], *found.shadowed.get("mine", [])]
         assert [entry.origin for entry in seen] == [entry.variant.adapter for entry in seen] == expected
-        assert [entry.path for entry in seen] == [folders[origin] / "mine.toml" for origin in expected]
+        assert [entry.variant.path for entry in seen] == [folders[origin] / "mine.toml" for origin in expected]
         assert found.variants["packaged"].origin == "package"
         assert found.user_folder == folders["user"]
         gone = expected.pop(0)
@@ -497,7 +497,7 @@ def test_the_environment_names_files_and_folders(folders: dict[str, Path], tmp_p
 
 def test_a_plugin_contributes_variants_and_paths(folders: dict[str, Path]) -> None:
     found = load_catalog(contributed=[variant(id="made"), write(folders["plugin"], id="read")])
-    assert found.variants["made"].path is None
+    assert found.variants["made"].variant.path is None
     assert {id for id, entry in found.variants.items() if entry.origin == "plugin"} == {"made", "read"}
 
 
@@ -506,7 +506,7 @@ def test_the_same_id_twice_in_one_origin_names_both_files(folders: dict[str, Pat
     with pytest.raises(VariantFileError, match='the id "mine" is there twice') as caught:
         load_catalog(environ={"MFLUX_TEACACHE_COEFFICIENTS": f"{first}{os.pathsep}{second}"})
     assert caught.value.cause == f"{first}\n{second}"
-    with pytest.raises(VariantFileError, match="a variant made in Python"):
+    with pytest.raises(VariantFileError, match="made in Python by a plugin"):
         load_catalog(contributed=[first, variant()])
 
 

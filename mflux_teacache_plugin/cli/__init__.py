@@ -24,6 +24,7 @@ VERBS = {
     "compare": ("compare", "make one picture with several settings, and show how near they come to plain mflux"),
     "drafts": ("drafts", "make fast drafts of many seeds, and the best of them in full"),
     "bench": ("bench", "measure settings over a suite of models, prompts and seeds"),
+    "speed": ("speed", "measure what settings cost and save at a model's real size, without a download"),
     "demo": ("demo", "bench the demo model: plain, with TeaCache, and plain in as many steps"),
 }
 

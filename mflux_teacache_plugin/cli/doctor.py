@@ -9,7 +9,7 @@ import platform
 import sysconfig
 from collections.abc import Iterator
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
 
@@ -58,21 +58,14 @@ def examine() -> Iterator[Finding]:
 def _versions() -> Iterator[Finding]:
     yield Finding(OK, "python", platform.python_version())
     yield Finding(OK, "mflux-teacache-plugin", version("mflux-teacache-plugin"))
-    yield Finding(OK, "mlx", _version("mlx") or "not installed by name")
-    found = _version("mflux")
+    yield Finding(OK, "mlx", versions.installed("mlx") or "not installed by name")
+    found = versions.installed()
     if found is None:
         yield Finding(PROBLEM, "mflux", "not installed", "pip install mflux")
     elif versions.is_tested(found):
         yield Finding(OK, "mflux", f"{found} (tested: {versions.in_words()})")
     else:  # what does not fit it is a problem of its own, below
         yield Finding(NOTE, "mflux", f"{found} is not among the tested {versions.in_words()}", "report what fails")
-
-
-def _version(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
 
 
 def _start_up() -> Iterator[Finding]:
@@ -129,6 +122,6 @@ def _coefficients() -> Iterator[Finding]:
 
 def _conflicts() -> Iterator[Finding]:
     for name in ("mlx-teacache", "mflux-teacache"):
-        if (found := _version(name)) is not None:
+        if (found := versions.installed(name)) is not None:
             fix = "do not apply both to one model; a model that it patched is refused here"
             yield Finding(NOTE, name, f"{found} is installed beside this plugin", fix)

@@ -21,6 +21,7 @@ from types import FrameType, ModuleType
 from typing import Any
 
 from mflux_teacache_plugin.host import faults, imports
+from mflux_teacache_plugin.host.imports import when_imported
 from mflux_teacache_plugin.host.manager import load_plugins, tell
 from mflux_teacache_plugin.host.watch import Observer, watch
 
@@ -43,19 +44,17 @@ class Bridge:
         self._thread = threading.local()  # .loading: a pipeline that derives from another runs both their __init__
 
     def install(self) -> None:
-        self._await("mflux.models.common.config.model_config", self._add_models)
-        self._await("mflux.cli.parser.parsers", self._patch_parser)
+        when_imported("mflux.models.common.config.model_config", self._add_models)
+        when_imported("mflux.cli.parser.parsers", self._patch_parser)
         for pipelines in tell(self._hook.mflux_pipelines, list):
             for pipeline in pipelines:
                 module, _, name = pipeline.partition(":")
-                self._await(module, partial(self._patch_named, name))
+                when_imported(module, partial(self._patch_named, name))
 
     def uninstall(self) -> None:
+        imports.forget_all()
         while self._undo:
             self._undo.pop()()
-
-    def _await(self, module: str, callback: Callable[[ModuleType], None]) -> None:
-        self._undo.append(imports.when_imported(module, callback))
 
     def _patch(self, owner: Any, name: str, wrapper: Callable[..., Any]) -> None:
         own = owner.__dict__.get(name)  # some pipelines inherit their __init__

@@ -14,27 +14,21 @@ if TYPE_CHECKING:
 _pending: "dict[str, list[Callable[[ModuleType], object]]]" = {}  # module name → what to call once it has run
 
 
-def when_imported(module_name: str, callback: "Callable[[ModuleType], object]") -> "Callable[[], None]":
-    """Call `callback(module)` right after the module's code has run, at once if it is imported already.
-
-    Returns what forgets the callback; what it has done already is its owner's to undo.
-    """
+def when_imported(module_name: str, callback: "Callable[[ModuleType], object]") -> None:
+    """Call `callback(module)` right after the module's code has run; at once if it is imported already."""
     module = sys.modules.get(module_name)
     if module is not None:
-        _call(callback, module)
-    else:
-        waiting = _pending.setdefault(module_name, [])
-        if callback not in waiting:
-            waiting.append(callback)
-        if _FINDER not in sys.meta_path:
-            sys.meta_path.insert(0, _FINDER)
+        return _call(callback, module)
+    if callback not in _pending.setdefault(module_name, []):
+        _pending[module_name].append(callback)
+    if _FINDER not in sys.meta_path:
+        sys.meta_path.insert(0, _FINDER)
 
-    def forget() -> None:
-        if callback in _pending.get(module_name, []):
-            _pending[module_name].remove(callback)
-            _tidy()
 
-    return forget
+def forget_all() -> None:
+    """Undo every `when_imported`. What a callback has done already is its owner's to undo."""
+    _pending.clear()
+    _tidy()
 
 
 def pending() -> "list[str]":

@@ -6,10 +6,10 @@ from importlib.metadata import PackageNotFoundError, version
 TESTED = ("0.22", "0.23", "0.24")
 
 
-def installed() -> str | None:
-    """The version of mflux, or None where it is not installed by name."""
+def installed(name: str = "mflux") -> str | None:
+    """The version of a distribution, or None where it is not installed by name."""
     try:
-        return version("mflux")
+        return version(name)
     except PackageNotFoundError:
         return None
 

@@ -1,7 +1,6 @@
 """A suite: which pictures a bench makes, as a TOML file. docs/measuring.md shows one; the dataclasses are its schema."""
 
 import itertools
-import math
 import shlex
 from argparse import ArgumentTypeError
 from collections import Counter
@@ -20,9 +19,6 @@ from mflux_teacache_plugin.methods import OFF
 
 #: mflux's `--quantize`.
 BITS = (3, 4, 5, 6, 8)
-
-#: The most pictures of a suite.
-MOST = 10_000
 
 
 def _text_of(parse: Callable[[str], Any]) -> checks.Check:
@@ -84,13 +80,6 @@ class Suite:
     repetitions: int = key_field(checks.whole(1, 1000), "repetitions = 3", default=3)
     warm_up: int = key_field(checks.whole(0, 1000), "warm_up = 1", default=1)
 
-    @property
-    def size(self) -> int:
-        """How many cases there are."""
-        lists = ((each.models, each.quantizations, each.steps, each.guidance) for each in self.recipes)
-        pictures = len(self.prompts) * (1 if self.paired_seeds else len(self.seeds))
-        return pictures * sum(math.prod(map(len, each)) for each in lists)
-
     def cases(self) -> list[Case]:
         """Every picture, in the order of the file."""
         pair = zip if self.paired_seeds else itertools.product
@@ -128,8 +117,6 @@ def read(path: Path) -> Suite:
     if problems:
         raise SettingsError(f"{path} is not a usable suite", cause="\n".join(problems), hint="correct these keys")
     suite = Suite(**values)
-    if suite.size > MOST:
-        raise SettingsError(f"{path} asks for {suite.size} pictures", hint=f"{MOST} are the most: shorten its lists")
     if twice := [name for name, times in Counter(case.name for case in suite.cases()).items() if times > 1]:
         hint = "name each model, prompt and seed once"
         raise SettingsError(f"{path} asks for the same picture twice", cause="\n".join(twice[:5]), hint=hint)

@@ -7,7 +7,7 @@ comes in as a `ModelIdentity`, and which adapters fit it is the caller's knowled
 
 import os
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import platformdirs
@@ -34,29 +34,19 @@ class ModelIdentity:
 
 @dataclass(frozen=True)
 class Entry:
-    """A variant, and which of the `ORIGINS` it came from."""
+    """A variant, and which of the `ORIGINS` it came from.
+
+    `exact`: where it was chosen for a model, its numbers are for this model, not for one that it only resembles.
+    """
 
     variant: Variant
     origin: str
-
-    @property
-    def path(self) -> Path | None:
-        """The file, or None for a variant that a plugin made in Python."""
-        return self.variant.path
+    exact: bool = True
 
     @property
     def place(self) -> str:
         """Where to look, for a listing: the file, or that there is none."""
-        return str(self.path or "made in Python by a plugin")
-
-
-@dataclass(frozen=True)
-class Match:
-    """The variant for a model. `exact`: its numbers are for this model, not for one that it only resembles."""
-
-    variant: Variant
-    origin: str
-    exact: bool
+        return str(self.variant.path or "made in Python by a plugin")
 
 
 @dataclass
@@ -66,46 +56,41 @@ class Catalog:
     user_folder: Path  #: where the user's own files belong
     variants: dict[str, Entry] = field(default_factory=dict)  #: id → the entry that wins
     shadowed: dict[str, list[Entry]] = field(default_factory=dict)  #: id → the entries that it hides, strongest first
-    problems: list[VariantFileError] = field(
-        default_factory=list
-    )  #: unusable files; empty unless loaded with strict=False
+    #: Unusable files; empty unless loaded with strict=False.
+    problems: list[VariantFileError] = field(default_factory=list)
     explicit: Entry | None = None  #: of the one file that the option named; it is used whatever the model is called
 
-    def match(self, identity: ModelIdentity, adapters: Collection[str]) -> Match | None:
-        """The variant for a loaded model, or None.
+    def match(self, identity: ModelIdentity, adapters: Collection[str], beside: Variant | None = None) -> Entry | None:
+        """The variant for a loaded model, or None; `beside`, which lies with its weights, comes after the user's own.
 
         The better fit wins (`_fit`); of equal fits the one from the stronger origin, then one that names the model over
         one that only names it as related, then the longer name. Variants for other than these adapters are not looked at;
         UnsupportedModelError if the option named a file that is for another.
         """
         if self.explicit is not None:
-            variant, origin = self.explicit.variant, self.explicit.origin
+            variant = self.explicit.variant
             if variant.adapter not in adapters:
                 cause = f"its adapter is {variant.adapter}; the model works with {' or '.join(sorted(adapters))}"
                 hint = "name another file, or none to let the model's name decide"
                 raise UnsupportedModelError(f"{variant.path} does not fit this model", cause=cause, hint=hint)
-            return Match(variant, origin, exact=_fit(variant, identity)[0] == _EXACT)
+            return replace(self.explicit, exact=_fit(variant, identity)[0] == _EXACT)
         best, best_fit = None, (0, 0, False, 0)
         for entry in self.variants.values():
             grade, direct, length = _fit(entry.variant, identity)
             fit = (grade, -ORIGINS.index(entry.origin), direct, length)
             if grade and entry.variant.adapter in adapters and (best is None or fit > best_fit):
                 best, best_fit = entry, fit
-        return None if best is None else Match(best.variant, best.origin, exact=best_fit[0] == _EXACT)
+        weaker = best is None or ORIGINS.index(best.origin) > ORIGINS.index("model")
+        if beside is not None and beside.adapter in adapters and weaker:
+            return Entry(beside, "model")
+        return None if best is None else replace(best, exact=best_fit[0] == _EXACT)
 
-    def by_id(self, id: str) -> Match:
+    def by_id(self, id: str) -> Entry:
         """The variant of that id, for whatever model. Raises UnsupportedModelError naming those there are."""
         if id not in self.variants:
             hint = f"known are {', '.join(sorted(self.variants))}; see mflux-teacache variants"
             raise UnsupportedModelError(f"there is no variant '{id}'", hint=hint)
-        entry = self.variants[id]
-        return Match(entry.variant, entry.origin, exact=True)
-
-    def match_with(self, beside: Variant, identity: ModelIdentity, adapters: Collection[str]) -> Match | None:
-        """As `match`, with a variant that lies beside the model's weights: after the user's own, before others."""
-        match = self.match(identity, adapters)
-        stronger = match is not None and ORIGINS.index(match.origin) < ORIGINS.index("model")
-        return match if stronger or beside.adapter not in adapters else Match(beside, "model", exact=True)
+        return self.variants[id]
 
 
 def beside_model(source: str) -> Path | None:
@@ -211,7 +196,7 @@ def _add_origin(catalog: Catalog, origin: str, sources: Iterable[Variant | Path]
     found: dict[str, Variant] = {}
     for variant in _variants(sources, catalog.problems, may_be_empty=origin == "user"):
         if variant.id in found:
-            places = "\n".join(str(each.path or "a variant made in Python") for each in (found[variant.id], variant))
+            places = "\n".join(Entry(each, origin).place for each in (found[variant.id], variant))
             twice, hint = f'the id "{variant.id}" is there twice', "remove or rename one of them"
             catalog.problems.append(VariantFileError(twice, cause=places, hint=hint))
             continue
