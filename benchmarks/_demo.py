@@ -33,7 +33,10 @@ def done(rows: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in rows.read_text().splitlines()] if rows.exists() else []
 
 
-def generate(model: Any, prompt: dict[str, Any], steps: int, guidance: float) -> tuple[np.ndarray, float]:
+def generate(
+    model: Any, prompt: dict[str, Any], steps: int, guidance: float, **further: Any
+) -> tuple[np.ndarray, float]:
     """The picture, (SIDE, SIDE, 3) bytes, and the seconds of mflux's denoising loop."""
-    image = model.generate_image(**prompt, num_inference_steps=steps, guidance=guidance, width=SIDE, height=SIDE)
+    options = {"num_inference_steps": steps, "guidance": guidance, "width": SIDE, "height": SIDE, **further}
+    image = model.generate_image(**prompt, **options)
     return np.asarray(image.image.convert("RGB")), float(image.generation_time)

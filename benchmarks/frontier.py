@@ -33,7 +33,7 @@ from mflux_teacache_plugin.measure import machine
 
 sys.path.insert(0, str(Path(__file__).parent / "rivals"))
 
-FULL, PLAIN, RIVAL = "full", "plain, fewer steps", "mlx-teacache"
+FULL, PLAIN, RIVAL, BEST = "full", "plain, fewer steps", "mlx-teacache", "the best other method"
 #: Of the methods with a threshold that is found in recorded changes: what goes around it.
 THRESHOLDS = {
     "TeaCache": "{}",
@@ -102,10 +102,10 @@ class Job:
 class Worker:
     """One process with the model: makes the pictures of jobs."""
 
-    def __init__(self, pictures: Path, rival: Path | None) -> None:
+    def __init__(self, pictures: Path, rival: Path | None, scheduler: str | None) -> None:
         from mflux_teacache_plugin.demo_model import load
 
-        self.pictures = pictures
+        self.pictures, self.further = pictures, {"scheduler": scheduler} if scheduler else {}
         self.model = load()
         if rival is not None:
             sys.path.append(str(rival))
@@ -133,7 +133,7 @@ class Worker:
 
     def _plain(self, job: Job, steps: int) -> tuple[np.ndarray, float]:
         start = time.perf_counter()  # mflux's own time is its bar's, which is off
-        picture, _ = generate(self.model, pairs()[job.pair], steps, job.guidance)
+        picture, _ = generate(self.model, pairs()[job.pair], steps, job.guidance, **self.further)
         return picture, time.perf_counter() - start
 
     def _cached(self, job: Job, row: dict[str, Any]) -> np.ndarray:
@@ -274,7 +274,9 @@ def run(jobs: Iterable[Job], args: argparse.Namespace) -> None:
     costs = {job.key: job.cost for job in missing}
     os.environ["TQDM_DISABLE"] = "1"  # in the workers: mflux shows a bar for every picture
     with (
-        get_context("spawn").Pool(min(args.jobs, len(missing)), _start, (pictures, args.mlx_teacache)) as pool,
+        get_context("spawn").Pool(
+            min(args.jobs, len(missing)), _start, (pictures, args.mlx_teacache, args.scheduler)
+        ) as pool,
         args.rows.open("a") as file,
         tqdm(total=round(sum(costs.values())), unit="call", desc=f"{len(missing)} pictures") as bar,
     ):
@@ -317,38 +319,45 @@ def near(methods: dict[str, list[Point]], method: str, share: float) -> Point | 
     return point if point is not None and abs(point.share - share) <= NEAR else None
 
 
-def table(found: dict[tuple[int, float], dict[str, list[Point]]], args: argparse.Namespace) -> str:
-    """A Markdown table for each number of steps and guidance, and one of what the recommended method gains."""
+def table(
+    found: dict[tuple[int, float], dict[str, list[Point]]], args: argparse.Namespace, link: str | None = None
+) -> str:
+    """What the schedule gains in a Markdown table, the plot, and folded behind them a table for each steps and guidance."""
+    ours = "schedule"
     head = "| " + " | ".join(f"{share:.0%}" for share in args.shares) + " |\n" + "|---" * (1 + len(args.shares)) + "|\n"
     blocks = [f"{machine.line()}; {args.pairs} prompt-seed pairs."]
     runs = sorted(found.items(), key=lambda item: (-item[0][0], item[0][1]))
     gains = [
         line(
-            f"{steps} steps, guidance {guidance:g}, over {other}",
-            methods,
-            args,
-            partial(gain, ours=args.recommended, other=other),
+            f"{steps} steps, guidance {guidance:g}, over {told}", methods, args, partial(gain, ours=ours, others=others)
         )
         for (steps, guidance), methods in runs
-        for other in (PLAIN, "TeaCache")
+        for told, others in ((PLAIN, [PLAIN]), (BEST, [each for each in methods if each not in (PLAIN, *SCHEDULES)]))
     ]
-    blocks.append(f"What “{args.recommended}” gains, dB of PSNR, in the mean / in the worst picture:")
+    blocks.append(
+        f"What “{ours}” gains, dB of PSNR, in the mean / in the worst picture; {BEST}: the one with the highest mean:"
+    )
     blocks.append("| steps computed " + head + "\n".join(gains))
-    blocks.append("In a cell: PSNR mean / worst in dB, SSIM mean / worst, and the share computed where it is another.")
+    if link is not None:
+        blocks.append(f"![Mean and worst PSNR over the share of the steps computed]({link})")
+    blocks.append(
+        "<details>\n<summary>Every method: PSNR mean / worst, SSIM mean / worst, share computed if another</summary>"
+    )
     for (steps, guidance), methods in runs:
         order = sorted(methods, key=lambda method: (METHODS.index(method) if method in METHODS else 99, method))
         lines = [line(method, methods, args, partial(cell, method=method)) for method in order]
         blocks.append(f"{steps} steps, guidance {guidance:g}:\n\n| steps computed " + head + "\n".join(lines))
-    return "\n\n".join(blocks) + "\n"
+    return "\n\n".join([*blocks, "</details>"]) + "\n"
 
 
 def line(name: str, methods: dict[str, list[Point]], args: argparse.Namespace, fill: Callable[..., str]) -> str:
     return f"| {name} | " + " | ".join(fill(methods, share=share) for share in args.shares) + " |"
 
 
-def gain(methods: dict[str, list[Point]], ours: str, other: str, share: float) -> str:
-    """Of our method over another one."""
-    mine, its = near(methods, ours, share), near(methods, other, share)
+def gain(methods: dict[str, list[Point]], ours: str, others: list[str], share: float) -> str:
+    """Of our method over the best of others."""
+    mine, near_ones = near(methods, ours, share), [near(methods, other, share) for other in others]
+    its = max((point for point in near_ones if point), key=lambda point: point.psnr[0], default=None)
     if mine is None or its is None:
         return "–"
     return " / ".join(f"{a - b:+.1f}" for a, b in zip(mine.psnr, its.psnr, strict=True))
@@ -417,7 +426,7 @@ def main() -> None:
     parser.add_argument("--guidances", type=float, nargs="+", default=[4.0, 1.0, 10.0, 20.0])
     parser.add_argument("--shares", type=float, nargs="+", default=list(SHARES))
     parser.add_argument("--methods", nargs="+", choices=(*METHODS, RIVAL), help="default: all")
-    parser.add_argument("--recommended", choices=METHODS, default="schedule", help="whose gains are tabled")
+    parser.add_argument("--scheduler", help="mflux's, for all pictures; one file of rows for each")
     parser.add_argument("--mlx-teacache", type=Path, metavar="FOLDER", help="the unpacked wheel of mlx-teacache")
     parser.add_argument("--table", type=Path, help="a Markdown file with the line <!-- frontier -->; default: stdout")
     parser.add_argument("--plot", type=Path)
@@ -434,15 +443,15 @@ def main() -> None:
         print(f"{len(wanted)} pictures in all, about {minutes:.0f} minutes with {args.jobs} jobs", file=sys.stderr)
         run(wanted, args)
     found = points(done(args.rows), args.pairs)
-    text = table(found, args)
+    link = None
+    if args.plot is not None and args.table is not None:
+        link = os.path.relpath(args.plot, args.table.parent)
+    text = table(found, args, link)
     if args.plot is not None:
         plot(found, args.plot)
     if args.table is None:
         print(text)
         return
-    if args.plot is not None:
-        link = os.path.relpath(args.plot, args.table.parent)
-        text += f"\n![Mean and worst PSNR over the share of the steps computed]({link})\n"
     write_table(text, args.table)
 
 

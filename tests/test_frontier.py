@@ -27,7 +27,7 @@ def rows(method, setting, computed, psnrs):
     return [{**fixed, "pair": pair, "psnr": psnr, "ssim": 0.99} for pair, psnr in enumerate(psnrs)]
 
 
-ARGS = Namespace(shares=[0.5, 0.25], pairs=2, recommended="schedule")
+ARGS = Namespace(shares=[0.5, 0.25], pairs=2)
 
 
 def test_a_cell_has_the_nearest_setting_with_mean_and_worst(frontier):
@@ -49,7 +49,15 @@ def test_gains_are_over_the_same_share(frontier):
     made = rows("schedule", "2x", 25, (50.0, 40.0)) + rows(frontier.PLAIN, "25", 25, (44.0, 41.0))
     text = frontier.table(frontier.points(made, pictures=2), ARGS)
     assert "| 50 steps, guidance 4, over plain, fewer steps | +2.5 / -1.0 | – |" in text
-    assert "| 50 steps, guidance 4, over TeaCache | – | – |" in text
+    assert "| 50 steps, guidance 4, over the best other method | – | – |" in text
+
+
+def test_the_best_other_method_is_that_with_the_highest_mean(frontier):
+    made = rows("schedule", "2x", 25, (50.0, 40.0)) + rows("TeaCache", "0.1", 25, (48.0, 30.0))
+    made += rows("EasyCache", "0.2", 25, (42.0, 41.0)) + rows("schedule, reuse", "2x+reuse", 25, (60.0, 60.0))
+    text = frontier.table(frontier.points(made, pictures=2), ARGS, link="plot.png")
+    assert "| 50 steps, guidance 4, over the best other method | +3.5 / -1.0 | – |" in text
+    assert text.index("(plot.png)") < text.index("<details>"), "the plot is not folded"
 
 
 def test_a_threshold_is_found_for_a_share(frontier):
