@@ -86,8 +86,8 @@ class Variant:
 
     id: str = key_field(checks.identifier, 'id = "my-finetune"')
     adapter: str = key_field(checks.text, 'adapter = "flux1"')
-    models: tuple[str, ...] = key_field(checks.names, 'models = ["me/my-finetune"]')
-    related: tuple[str, ...] = key_field(checks.names, 'related = ["me/its-sibling"]', default=())
+    models: tuple[str, ...] = key_field(checks.names(1), 'models = ["me/my-finetune"]')
+    related: tuple[str, ...] = key_field(checks.names(0), 'related = ["me/its-sibling"]', default=())
     polynomial: tuple[float, ...] | None = key_field(
         checks.polynomial, "polynomial = [0.0, 0.0, 0.0, 1.0, 0.0]", default=None
     )
@@ -109,9 +109,7 @@ class Variant:
 
     def __post_init__(self) -> None:
         problems = Problems()
-        values = check_table(Variant, as_table(self), problems)
-        if not problems:
-            _judge_as_a_whole(values, problems)
+        values = _judged(as_table(self), problems)
         if problems:
             raise VariantFileError(f"the variant {show(self.id)} is not usable", cause="\n".join(problems))
         for name, value in values.items():
@@ -123,20 +121,20 @@ class Variant:
         numbers = (self.polynomial, self.range, self.threshold, self.guard.first, self.guard.last)
         profile = self.profile and {"sigma": self.profile.sigma, "change": self.profile.change}
         told = ("steps", "computed", "guidance", "forecast")
-        lists = [
-            {key: getattr(each, key) for key in told if getattr(each, key) is not None} for each in self.step_lists
-        ]
-        placed = (profile, lists)
+        lists = [{key: value for key in told if (value := getattr(each, key)) is not None} for each in self.step_lists]
         further = () if self.mag_ratios is None else (self.mag_ratios,)
-        return hashlib.sha256(json.dumps((numbers, placed, *further)).encode()).hexdigest()[:12]
+        return hashlib.sha256(json.dumps((numbers, (profile, lists), *further)).encode()).hexdigest()[:12]
 
     def replace(self, **changes: Any) -> "Variant":
         """A copy with some fields changed, checked like any other variant."""
         return dataclasses.replace(self, **changes)
 
 
-def _judge_as_a_whole(values: dict[str, Any], problems: Problems) -> None:
-    """What no key shows by itself."""
+def _judged(data: dict[str, Any], problems: Problems) -> dict[str, Any]:
+    """The values of a variant's table; to `problems` goes what is wrong with a key, or else with all of them together."""
+    values = check_table(Variant, data, problems)
+    if problems:
+        return values
     there, missing = sorted(("polynomial", "threshold"), key=lambda key: values.get(key) is None)
     if (values.get(there) is None) != (values.get(missing) is None):
         problems.add(missing, f"missing, though there is a {there}", "give both or neither")
@@ -152,6 +150,7 @@ def _judge_as_a_whole(values: dict[str, Any], problems: Problems) -> None:
         if published.forecast not in (None, *ORDERS):
             fix = f"there are {', '.join(ORDERS)}"
             problems.add(f"step_lists[{index}].forecast", f"no forecast is called {published.forecast}", fix)
+    return values
 
 
 def read_variant(path: Path) -> Variant:
@@ -169,9 +168,7 @@ def read_variant(path: Path) -> Variant:
             cause=f"it says schema = {show(schema)}; this version reads schema {SCHEMA}",
             hint="upgrade: pip install --upgrade mflux-teacache-plugin",
         )
-    values = check_table(Variant, data, problems)
-    if not problems:
-        _judge_as_a_whole(values, problems)
+    values = _judged(data, problems)
     if values.get("id") and values["id"] != path.stem and path.name != BESIDE_MODEL:
         problems.add("id", f'"{values["id"]}" is not the name of the file', "rename the file or change the id")
     if problems:
