@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
-from types import TracebackType
 from typing import Any
 
 from mflux_teacache_plugin import choose, methods, settings, summary
@@ -83,7 +82,7 @@ class Handle(Observer):
     def __enter__(self) -> "Handle":
         return self
 
-    def __exit__(self, kind: type | None, exception: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self.restore()
 
     def generation_called(self, model: Any, arguments: Mapping[str, Any]) -> None:
@@ -97,9 +96,8 @@ class Handle(Observer):
             return
         adapter = self._adapter
         if config.num_inference_steps <= config.init_time_step:
-            raise SettingsError(
-                "it takes no step", cause=f"{config.num_inference_steps} in all, and none is left to take"
-            )
+            cause = f"{config.num_inference_steps} in all, and none is left to take"
+            raise SettingsError("it takes no step", cause=cause)
         record = self._record = self.stats.begin(config.num_inference_steps - config.init_time_step)
         facts = facts_of(config, adapter.sigmas and adapter.sigmas(model, config, self._arguments))
         record.steps, record.guidance = facts.steps, facts.guidance
@@ -115,7 +113,7 @@ class Handle(Observer):
         except TeaCacheError as error:  # no step can be skipped; what guidance can do without is left out all the same
             if self._alone is None:
                 raise
-            record.fault = _in_words(error)
+            record.fault = error.in_line
             self._cache = methods.CUTS.cache(setup)
         self._cache.window = self.method.window
         self._cache.attach(interception)
@@ -156,7 +154,7 @@ class Handle(Observer):
     def fault(self, model: Any, event: str, exception: Exception) -> None:
         """From here on the model's own calls answer; one line says so, at once or after the picture."""
         self._release()
-        words = _in_words(exception)
+        words = exception.in_line if isinstance(exception, TeaCacheError) else faults.in_words(exception)
         if self._record is not None and self._record.fault is None:
             self._record.fault = words
         if event in ("generation_called", "generation_begin") and not self._refused:
@@ -182,12 +180,6 @@ class Handle(Observer):
         if cache is not None:
             with suppress(Exception):  # it is dropped anyway
                 cache.forget()
-
-
-def _in_words(exception: Exception) -> str:
-    if isinstance(exception, TeaCacheError):
-        return f"{exception.error} ({exception.cause})" if exception.cause else exception.error
-    return faults.in_words(exception)
 
 
 def handle_of(model: Any) -> Handle | None:
@@ -260,8 +252,7 @@ def apply_teacache(
 def _own(model: Any, files: Catalog, id: str | None, **own: Any) -> Variant:
     """The model's variant, or a new one, with coefficients of one's own."""
     serving = choose.serving_adapters(type(model))
-    found = files.explicit or (files.by_id(id) if id else None)
-    found = found or files.match(choose.identity(model.model_config, None), serving.keys())
+    found, _ = choose.match_of(files, model.model_config, None, serving, id)
     if found is not None:
         threshold = found.variant.threshold or DEFAULT_THRESHOLD
         return found.variant.replace(**own, threshold=threshold, recommended=None, path=None)
@@ -292,9 +283,7 @@ def _tapped_blocks(model: Any, choice: Choice) -> dict[str, int]:
     except (AttributeError, IndexError, KeyError, TypeError) as error:
         what = f"{choice.method} does not work with this version of mflux"
         cause = f"the taps of the adapter '{adapter.id}' do not fit {type(model).__name__}: {error}"
-        hint = (
-            "ask for a speed-up instead, such as 1.5x, which needs no taps; mflux-teacache doctor names tested versions"
-        )
+        hint = "ask for a speed-up, such as 1.5x, which needs no taps; mflux-teacache doctor names tested versions"
         raise UnsupportedModelError(what, cause=cause, hint=hint) from error
 
 

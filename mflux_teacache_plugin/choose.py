@@ -65,12 +65,6 @@ def parse(text: str) -> Value:
     return methods.parse(text, parsers())
 
 
-def identity(model_config: Any, source: str | None) -> ModelIdentity:
-    """What a coefficient file can match: mflux's names for a model, and where its weights came from if not by name."""
-    aliases = tuple(getattr(model_config, "aliases", None) or ())
-    return ModelIdentity(source, model_config.model_name, model_config.base_model, aliases)
-
-
 @dataclass(frozen=True)
 class Choice:
     """What a model will run with."""
@@ -99,20 +93,15 @@ def choose(
 ) -> Choice:
     """Adapter, method and variant for a pipeline class and mflux's ModelConfig.
 
-    Args:
-        source: where the weights come from, if not by a name of mflux's.
-        method: None for what the variant recommends.
-        forecast, cfg_end: instead of the method's own.
-        id: of the variant; "" for none, None for the one that matches the model.
-        options: of the command or the arguments of `generate_image`, if they are known.
+    `source` is where the weights come from, if not by a name of mflux's. No `method` is what the variant recommends;
+    `forecast` and `cfg_end` go before the method's own. `id` is the variant's: "" for none, None for the one that matches
+    the model. `options` are the command's or the arguments of `generate_image`, if they are known.
 
-    Raises:
-        UnsupportedModelError: no adapter serves the pipeline in this way, or the method needs coefficients that are not there.
-        SettingsError: the method cannot run on the variant.
-        VariantFileError: what the file recommends is no method.
+    UnsupportedModelError: no adapter serves the pipeline in this way, or the method needs coefficients that are not there.
+    SettingsError: the method cannot run on the variant. VariantFileError: what the file recommends is no method.
     """
     name, serving = pipeline.__name__, serving_adapters(pipeline)
-    match, problem = _match(files, model_config, source, serving, id)
+    match, problem = match_of(files, model_config, source, serving, id)
     variant = None if match is None else match.variant
     if variant is not None and variant.adapter not in serving:
         what, cause = f"the variant {variant.id} does not fit {name}", f"it is for the adapter '{variant.adapter}'"
@@ -145,25 +134,23 @@ def choose(
     return Choice(adapter, method, match, problem)
 
 
-def _match(
+def match_of(
     files: Catalog, model_config: Any, source: str | None, serving: Mapping[str, Adapter], id: str | None
 ) -> tuple[Entry | None, str | None]:
     """The variant for a model, or of that id, also from a file beside its weights; and what is wrong with that file."""
-    beside, problem = _beside(source or model_config.model_name)
+    beside, problem = None, None
+    try:
+        if (path := beside_model(source or model_config.model_name)) is not None:
+            beside = read_variant(path)
+    except VariantFileError as error:
+        problem = VariantFileError(f"{error.error}, so it is not used", cause=error.cause).in_line
     if id is not None:
         if beside is not None and beside.id == id:
             return Entry(beside, "model"), None
         return files.by_id(id) if id else None, None
-    return files.match(identity(model_config, source), serving.keys(), beside), problem
-
-
-def _beside(source: str) -> tuple[Variant | None, str | None]:
-    path = beside_model(source)
-    try:
-        return None if path is None else read_variant(path), None
-    except VariantFileError as error:
-        why = "; ".join((error.cause or "").splitlines())
-        return None, f"{error.error}, so it is not used" + (f" ({why})" if why else "")
+    aliases = tuple(getattr(model_config, "aliases", None) or ())
+    identity = ModelIdentity(source, model_config.model_name, model_config.base_model, aliases)
+    return files.match(identity, serving.keys(), beside), problem
 
 
 def check_run(adapter: Adapter, pipeline: type, model_config: Any | None, options: Mapping[str, Any]) -> None:

@@ -54,7 +54,7 @@ def impossible(wanted: Settings, parser: ArgumentParser, error: TeaCacheError) -
     """Refuse with exit code 2 what was asked for explicitly; warn where the environment asks for everything."""
     if wanted.explicit:
         refuse(parser, error)
-    _say_switched_off(error)
+    summary.say(f"switched off for this run: {error.in_line}")
 
 
 def refuse(parser: ArgumentParser, error: TeaCacheError) -> NoReturn:
@@ -79,7 +79,7 @@ def mflux_models() -> Mapping[str, Any]:
     try:
         return demo_model.models()
     except TeaCacheError as error:
-        _say(f"{error.error}; {error.hint}")
+        summary.say(f"{error.error}; {error.hint}")
         return {}
 
 
@@ -182,7 +182,7 @@ def mflux_generation_end(model: Any, image: Any | None) -> None:
         keys = {settings.METHOD_KEY: settings.OFF}
         image.generation_parameters = {**(image.generation_parameters or {}), **keys}
     elif handle.finished is not None:
-        _say(summary.summary(handle.finished, handle.method, handle.variant))
+        summary.say(summary.summary(handle.finished, handle.method, handle.variant))
 
 
 @cache
@@ -190,7 +190,9 @@ def _say_if_untested() -> None:
     """Once in a process; what does not work with this mflux is then named by itself."""
     found = versions.installed()
     if found is not None and not versions.is_tested(found):
-        _say(f"mflux {found} is not among the tested versions ({versions.in_words()}); see mflux-teacache doctor")
+        summary.say(
+            f"mflux {found} is not among the tested versions ({versions.in_words()}); see mflux-teacache doctor"
+        )
 
 
 def _choose(request: Request, *model_and_options: Any) -> Choice | None:
@@ -203,10 +205,10 @@ def _choose(request: Request, *model_and_options: Any) -> Choice | None:
             cuts = request.with_method(methods.CUTS).choose(*model_and_options)
             second = cuts.adapter.second_call
             if cuts.method.cfg_end is not None or (second is not None and second.idle is not None):
-                _say(f"no step is skipped: {error.error}")
+                summary.say(f"no step is skipped: {error.error}")
                 return cuts
             if recommended:
-                _say(f"nothing to skip, this run is plain mflux: {error.error}")
+                summary.say(f"nothing to skip, this run is plain mflux: {error.error}")
                 return None
         impossible(request.wanted, request.parser, error)
         return None
@@ -218,7 +220,7 @@ def _ambient() -> Request | None:
         wanted = settings.resolve(None, os.environ, choose.parse)
         return None if wanted is None else Request(wanted, choose.catalog(), ArgumentParser())
     except TeaCacheError as error:
-        _say_switched_off(error)
+        summary.say(f"switched off for this run: {error.in_line}")
         return None
 
 
@@ -248,23 +250,15 @@ def _notes(choice: Choice, model_config: Any, source: str | None, wanted: Settin
     """What is worth a line before the run."""
     name = source or model_config.model_name
     for line in filter(None, (choice.problem, *choice.method.notes(choice.variant, name))):
-        _say(line)
+        summary.say(line)
     if choice.match is None:
         return
     variant = choice.match.variant
     if wanted.numbers is not None and wanted.numbers != variant.digest:
-        _say(f"the numbers of {variant.id} changed since {wanted.origin} was recorded; the image may differ")
+        summary.say(f"the numbers of {variant.id} changed since {wanted.origin} was recorded; the image may differ")
     if not choice.match.exact and choice.method.uses_numbers:
         taken = "" if source is None else f" (mflux takes it for {model_config.base_model or model_config.model_name})"
         other = f"{name}{taken} is not what {variant.id} was calibrated for"
-        _say(f"{other}; look at the pictures before you trust the setting")
+        summary.say(f"{other}; look at the pictures before you trust the setting")
     if variant.distilled:
-        _say(f"{variant.id} is distilled: its few steps are too large to skip any, so expect no gain")
-
-
-def _say_switched_off(error: TeaCacheError) -> None:
-    cause = f" ({'; '.join(error.cause.splitlines())})" if error.cause else ""
-    _say(f"switched off for this run: {error.error}{cause}")
-
-
-_say = summary.say
+        summary.say(f"{variant.id} is distilled: its few steps are too large to skip any, so expect no gain")
