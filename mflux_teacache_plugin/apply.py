@@ -37,13 +37,11 @@ DEFAULT_THRESHOLD = 0.2
 class Handle(Observer):
     """Step caching on one model, until `restore()` or the end of the `with` block.
 
+    `method` decides, with its setting; `variant` has the numbers in use, if any; `stats` says what was skipped and computed,
+    over all generations.
+
     Between generations the model is as mflux made it but for a watched `generate_image`; nothing is kept from one
     generation to the next, and nothing holds the transformer once the loop is over. The handle does not keep the model.
-
-    Attributes:
-        method: what decides, with its setting.
-        variant: the numbers in use, if any.
-        stats: what was skipped and computed, over all generations.
     """
 
     def __init__(self, model: Any, choice: Choice) -> None:

@@ -221,8 +221,8 @@ def parse_steps(text: str) -> tuple[int, ...]:
     return tuple(found)
 
 
-def key_field(check: Check, example: str, **default: Any) -> Any:
-    """A dataclass field that is a key of the file: its check, and a line that shows how to write it."""
+def key_field(check: Check, example: str = "", **default: Any) -> Any:
+    """A dataclass field that is a key of the file: its check, and how to write it, which who leaves a required one out is told."""
     return dataclasses.field(metadata={"check": check, "example": example}, **default)
 
 

@@ -190,9 +190,8 @@ def _say_if_untested() -> None:
     """Once in a process; what does not work with this mflux is then named by itself."""
     found = versions.installed()
     if found is not None and not versions.is_tested(found):
-        summary.say(
-            f"mflux {found} is not among the tested versions ({versions.in_words()}); see mflux-teacache doctor"
-        )
+        tested = f"the tested versions ({versions.in_words()})"
+        summary.say(f"mflux {found} is not among {tested}; see mflux-teacache doctor")
 
 
 def _choose(request: Request, *model_and_options: Any) -> Choice | None:

@@ -34,14 +34,11 @@ class ModelIdentity:
 
 @dataclass(frozen=True)
 class Entry:
-    """A variant, and which of the `ORIGINS` it came from.
-
-    `exact`: where it was chosen for a model, its numbers are for this model, not for one that it only resembles.
-    """
+    """A variant, and which of the `ORIGINS` it came from."""
 
     variant: Variant
     origin: str
-    exact: bool = True
+    exact: bool = True  #: for the model that it was chosen for, not for one that this only resembles
 
     @property
     def place(self) -> str:
@@ -53,7 +50,7 @@ class Entry:
 class Catalog:
     """All variants that can be used."""
 
-    user_folder: Path  #: where the user's own files belong
+    user_folder: Path  #: where the user's own files belong; it need not exist
     variants: dict[str, Entry] = field(default_factory=dict)  #: id → the entry that wins
     shadowed: dict[str, list[Entry]] = field(default_factory=dict)  #: id → the entries that it hides, strongest first
     #: Unusable files; empty unless loaded with strict=False.
@@ -146,11 +143,6 @@ def _names_source(name: str, source: str) -> bool:
     return path.absolute().name.casefold() in (name, name.rsplit("/", 1)[-1])
 
 
-def user_folder() -> Path:
-    """The folder for a user's own coefficient files; it need not exist."""
-    return platformdirs.user_config_path("mflux") / "teacache"
-
-
 def packaged_folder() -> Path:
     """The folder of the files that come with the package: inside it in a wheel, beside it in a checkout."""
     package = Path(__file__).parent.parent
@@ -175,7 +167,7 @@ def load_catalog(
     id twice. Without `strict` that is kept in `Catalog.problems`, for listings only: such a catalog may hold other numbers
     than the user meant.
     """
-    catalog = Catalog(user_folder())
+    catalog = Catalog(platformdirs.user_config_path("mflux") / "teacache")
     sources: dict[str, list[Variant | Path]] = {
         "option": [] if explicit is None else [explicit],
         "environment": [Path(item) for item in environ.get(ENVIRONMENT_VARIABLE, "").split(os.pathsep) if item],
