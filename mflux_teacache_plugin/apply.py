@@ -241,7 +241,8 @@ def apply_teacache(
             error = f"coefficients were given, but {wanted} uses none"
             raise SettingsError(error, hint="give a threshold, such as 0.2")
     try:
-        choice = choose.choose(type(model), model.model_config, None, files, method=wanted, cfg_end=cfg_end, id=variant)
+        asked = settings.Settings(wanted, "Python", True, cfg_end=cfg_end, variant=variant)
+        choice = choose.choose(type(model), model.model_config, None, files, asked, None)
     except ArgumentTypeError as fault:
         raise SettingsError(f"cfg_end: {fault}") from None
     return apply_choice(model, choice)

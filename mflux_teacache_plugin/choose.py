@@ -2,12 +2,11 @@
 
 import inspect
 import re
-from argparse import ArgumentTypeError
+from argparse import ArgumentTypeError, Namespace
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from mflux_teacache_plugin import methods
@@ -16,16 +15,9 @@ from mflux_teacache_plugin.adapters.adapter import pipeline_name
 from mflux_teacache_plugin.errors import ConflictError, SettingsError, UnsupportedModelError, VariantFileError
 from mflux_teacache_plugin.host.manager import contributions
 from mflux_teacache_plugin.methods.method import Method, Parser
-from mflux_teacache_plugin.settings import Value
-from mflux_teacache_plugin.variants import (
-    Catalog,
-    Entry,
-    ModelIdentity,
-    Variant,
-    beside_model,
-    load_catalog,
-    read_variant,
-)
+from mflux_teacache_plugin.settings import Settings, Value
+from mflux_teacache_plugin.variants import Catalog, Entry, Variant, read_variant
+from mflux_teacache_plugin.variants.catalog import ModelIdentity, beside_model, load_catalog
 
 #: No hint asks for as many steps as this.
 MOST_STEPS = 1000
@@ -80,43 +72,33 @@ class Choice:
 
 
 def choose(
-    pipeline: type,
-    model_config: Any,
-    source: str | None,
-    files: Catalog,
-    *,
-    method: Method | None = None,
-    forecast: str | None = None,
-    cfg_end: float | None = None,
-    id: str | None = None,
-    options: Mapping[str, Any] = MappingProxyType({}),
+    pipeline: type, model_config: Any, source: str | None, files: Catalog, wanted: Settings, args: Namespace | None
 ) -> Choice:
     """Adapter, method and variant for a pipeline class and mflux's ModelConfig.
 
-    `source` is where the weights come from, if not by a name of mflux's. No `method` is what the variant recommends;
-    `forecast` and `cfg_end` go before the method's own. `id` is the variant's: "" for none, None for the one that matches
-    the model. `options` are the command's or the arguments of `generate_image`, if they are known.
+    `source` is where the weights come from, if not by a name of mflux's; `args` are the command's, if it is one.
 
     UnsupportedModelError: no adapter serves the pipeline in this way, or the method needs coefficients that are not there.
     SettingsError: the method cannot run on the variant. VariantFileError: what the file recommends is no method.
     """
     name, serving = pipeline.__name__, serving_adapters(pipeline)
-    match, problem = match_of(files, model_config, source, serving, id)
+    match, problem = match_of(files, model_config, source, serving, wanted.variant)
+    method = wanted.method
     variant = None if match is None else match.variant
     if variant is not None and variant.adapter not in serving:
         what, cause = f"the variant {variant.id} does not fit {name}", f"it is for the adapter '{variant.adapter}'"
         raise UnsupportedModelError(what, cause=cause, hint=f"a variant for {' or '.join(sorted(serving))} fits")
     adapter = next(iter(serving.values())) if variant is None else serving[variant.adapter]
     if method is None or method.skips:
-        check_run(adapter, pipeline, model_config, options)
+        check_run(adapter, pipeline, model_config, {} if args is None else vars(args))
     else:
         match = None  # it needs no numbers
     if method is None:
         method = recommended(variant, tapped=adapter.taps is not None)
-        if forecast is not None:
-            method = method.with_forecast(forecast)
-    if cfg_end is not None:
-        method = method.with_cfg_end(cfg_end)
+        if wanted.forecast is not None:
+            method = method.with_forecast(wanted.forecast)
+    if wanted.cfg_end is not None:
+        method = method.with_cfg_end(wanted.cfg_end)
     if method.cfg_end is not None and (reason := why_no_cfg_end(pipeline)) is not None:
         raise UnsupportedModelError(f"there is no cfg_end for {name} here", cause=reason, hint="leave it out")
     if adapter.taps is None and method.needs_taps:

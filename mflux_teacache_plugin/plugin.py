@@ -26,6 +26,15 @@ _HELP = (
     "made, 0.2 is a good start for FLUX.1. Without a value, or with 'auto', what is recommended for the model; 'off' overrides "
     "MFLUX_TEACACHE and a -C file. mflux's own --teacache-ratio skips a fixed share of the steps, on some models."
 )
+_FORECAST_HELP = (
+    "What stands in for a skipped step: the last computed one, or what the last two or three lead to. "
+    "Default: linear for speed-ups, reuse for the others."
+)
+_COEFFICIENTS_HELP = "A coefficient file, or a folder of them, that goes before all others; implies --teacache."
+_CFG_END_HELP = (
+    "Share of the steps, above 0, that run with guidance; the others run on the prompt alone, which takes half as long. "
+    "Works with and without --teacache. Only where guidance makes two predictions; FIBO 2 and Ideogram 4 have mflux's own."
+)
 
 
 @dataclass(frozen=True)
@@ -42,10 +51,7 @@ class Request:
 
     def choose(self, pipeline: type, model_config: Any, source: str | None, args: Namespace | None) -> Choice:
         """What the model will run with. Raises what `choose.choose` does."""
-        wanted = self.wanted
-        asked: dict[str, Any] = {"method": wanted.method, "forecast": wanted.forecast, "cfg_end": wanted.cfg_end}
-        options = {} if args is None else vars(args)
-        choice = choose.choose(pipeline, model_config, source, self.files, **asked, id=wanted.variant, options=options)
+        choice = choose.choose(pipeline, model_config, source, self.files, self.wanted, args)
         choose.check_steps(choice.method, choice.adapter, pipeline, args)
         return choice
 
@@ -85,7 +91,7 @@ def mflux_models() -> Mapping[str, Any]:
 
 @hookimpl(optionalhook=True)
 def mflux_add_options(parser: ArgumentParser, pipelines: list[type], rejected: MutableMapping[str, str]) -> None:
-    group = parser.add_argument_group(f"TeaCache (mflux-teacache-plugin {version('mflux-teacache-plugin')})")
+    add = parser.add_argument_group(f"TeaCache (mflux-teacache-plugin {version('mflux-teacache-plugin')})").add_argument
     known = choose.parsers()
 
     def value_of(name: str, prefix: str) -> Callable[[str], settings.Value]:
@@ -96,31 +102,13 @@ def mflux_add_options(parser: ArgumentParser, pipelines: list[type], rejected: M
         return value
 
     method = value_of("method", "")
-    group.add_argument("--teacache", nargs="?", const=settings.AUTO, type=method, metavar="VALUE", help=_HELP)
+    add("--teacache", nargs="?", const=settings.AUTO, type=method, metavar="VALUE", help=_HELP)
     for name, (metavar, what) in methods.OPTIONS.items():
-        group.add_argument(f"--{name}", type=value_of(name, f"{name}:"), metavar=metavar, help=what)
-    group.add_argument(
-        "--teacache-forecast",
-        choices=list(ORDERS),
-        help="What stands in for a skipped step: the last computed one, or what the last two or three lead to. "
-        "Default: linear for speed-ups, reuse for the others.",
-    )
-    group.add_argument(
-        "--teacache-coefficients",
-        type=Path,
-        metavar="PATH",
-        help="A coefficient file, or a folder of them, that goes before all others; implies --teacache.",
-    )
+        add(f"--{name}", type=value_of(name, f"{name}:"), metavar=metavar, help=what)
+    add("--teacache-forecast", choices=list(ORDERS), help=_FORECAST_HELP)
+    add("--teacache-coefficients", type=Path, metavar="PATH", help=_COEFFICIENTS_HELP)
     if not pipelines or any(choose.why_no_cfg_end(pipeline) is None for pipeline in pipelines):
-        group.add_argument(
-            "--cfg-end",
-            dest="teacache_cfg_end",
-            type=to_share,
-            metavar="SHARE",
-            help="Share of the steps, above 0, that run with guidance; the others run on the prompt alone, which takes half as "
-            "long. Works with and without --teacache. Only where guidance makes two predictions; FIBO 2 and Ideogram 4 have "
-            "mflux's own.",
-        )
+        add("--cfg-end", dest="teacache_cfg_end", type=to_share, metavar="SHARE", help=_CFG_END_HELP)
     if pipelines and (reason := _why_not(pipelines)) is not None:
         for option in OPTIONS:
             rejected[option] = f"TeaCache: {reason}; the command exits with an error when this is set."

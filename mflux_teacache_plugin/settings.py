@@ -127,5 +127,4 @@ def _from_sidecar(args: Namespace | None, parse: Callable[[str], Value]) -> Sett
         hint = f"correct the file, or pass {option} to override it"
         raise SettingsError(f"{path}: {key}: {error}", hint=hint) from None
     own = Path(coefficients) if coefficients else None
-    further: dict[str, Any] = {"variant": variant, "numbers": numbers, "coefficients": own, "cfg_end": cfg_end}
-    return _settings(value, f"-C {path}", **further)
+    return _settings(value, f"-C {path}", variant=variant, numbers=numbers, coefficients=own, cfg_end=cfg_end)
