@@ -215,11 +215,8 @@ def apply_teacache(
         variant: a Variant, or the id of a coefficient file. Default: the one that matches the model.
         cfg_end: the share of the steps, above 0, that run with guidance; with "off" for `method` nothing else changes.
 
-    Returns:
-        A handle, also for `with`: `handle.stats`, `handle.restore()`.
-
-    Raises:
-        AlreadyAppliedError, ConflictError, UnsupportedModelError, SettingsError, VariantFileError.
+    Returns a handle, also for `with`: `handle.stats`, `handle.restore()`. Raises AlreadyAppliedError, ConflictError,
+    UnsupportedModelError, SettingsError or VariantFileError.
     """
     if method is not None and threshold is not None:
         raise SettingsError("method and threshold were given", hint="give one of them")
@@ -261,29 +258,24 @@ def _own(model: Any, files: Catalog, id: str | None, **own: Any) -> Variant:
 
 
 def apply_choice(model: Any, choice: Choice) -> Handle:
-    """Put what was chosen to work. AlreadyAppliedError, ConflictError, or SettingsError if the model has too few blocks."""
+    """Put what was chosen to work. TeaCacheError: a cache is active already, or the method's taps or blocks are not there."""
     if handle_of(model) is not None:
         hint = "call handle.restore() first, or unset MFLUX_TEACACHE if that applied it"
         raise AlreadyAppliedError("TeaCache is already active on this model", hint=hint)
     if getattr(model, "_teacache_handle", None) is not None:  # mlx-teacache's mark on a model that it patched
         raise ConflictError("mlx-teacache is active on this model", hint="call restore() on its handle first")
-    if choice.method.needs_taps:
-        choice.method.check(choice.variant, _tapped_blocks(model, choice))
-    return Handle(model, choice)
-
-
-def _tapped_blocks(model: Any, choice: Choice) -> dict[str, int]:
-    """How many blocks each list has. UnsupportedModelError where a tap is gone, as a newer mflux may have it."""
     adapter = choice.adapter
-    assert adapter.taps is not None  # `choose` has seen to it
-    try:
-        Taps(getattr(model, adapter.transformer), adapter.taps).remove()
-        return {name: len(blocks) for name, blocks in lists_of_blocks(model, adapter).items()}
-    except (AttributeError, IndexError, KeyError, TypeError) as error:
-        what = f"{choice.method} does not work with this version of mflux"
-        cause = f"the taps of the adapter '{adapter.id}' do not fit {type(model).__name__}: {error}"
-        hint = "ask for a speed-up, such as 1.5x, which needs no taps; mflux-teacache doctor names tested versions"
-        raise UnsupportedModelError(what, cause=cause, hint=hint) from error
+    if choice.method.needs_taps and adapter.taps is not None:
+        try:
+            Taps(getattr(model, adapter.transformer), adapter.taps).remove()
+            blocks = {name: len(blocks) for name, blocks in lists_of_blocks(model, adapter).items()}
+        except (AttributeError, IndexError, KeyError, TypeError) as error:
+            what = f"{choice.method} does not work with this version of mflux"
+            cause = f"the taps of the adapter '{adapter.id}' do not fit {type(model).__name__}: {error}"
+            hint = "ask for a speed-up, such as 1.5x, which needs no taps; mflux-teacache doctor names tested versions"
+            raise UnsupportedModelError(what, cause=cause, hint=hint) from error
+        choice.method.check(choice.variant, blocks)
+    return Handle(model, choice)
 
 
 def to_method(method: Method | str | float | None) -> Method | None:

@@ -155,10 +155,7 @@ def why_no_cfg_end(pipeline: type) -> str | None:
 
 
 def active_steps(adapter: Adapter, pipeline: type, args: Any | None, steps: int | None = None) -> int | None:
-    """How many steps of a command call the model (image to image: not the first ones); None if that is not known yet.
-
-    With `steps`: how many it would be with as many `--steps`.
-    """
+    """How many steps of a command, or of so many `steps`, call the model (image to image: not the first); None if not known yet."""
     if steps is None:
         steps = getattr(args, "steps", None) if adapter.steps is None or args is None else adapter.steps(args)
     strength = getattr(args, "image_strength", None) if getattr(args, "image_path", None) else None

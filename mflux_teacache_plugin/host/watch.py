@@ -14,7 +14,6 @@ from mflux_teacache_plugin.host import faults
 from mflux_teacache_plugin.host.layers import stand_before
 
 _MARK = "_mflux_watch"
-_LISTS = ("before_loop", "in_loop", "after_loop", "interrupt")
 
 
 class Observer:
@@ -60,7 +59,7 @@ class Watch:
         self._leave()
         model = self._model()
         if model is not None and getattr(model, _MARK, None) is self:
-            for name in _LISTS:
+            for name in ("before_loop", "in_loop", "after_loop", "interrupt"):
                 callbacks = getattr(model.callbacks, name)
                 callbacks[:] = [callback for callback in callbacks if callback is not self]
             vars(model).pop(_MARK)

@@ -1,8 +1,7 @@
 """Where coefficient files are looked for, which one wins, and which variant fits a loaded model.
 
 The search goes from what the user said most explicitly to what the package ships; the first variant of an id wins. A
-file that is there but broken is an error and never a reason to take other numbers. No mflux import: a loaded model
-comes in as a `ModelIdentity`, and which adapters fit it is the caller's knowledge.
+file that is there but broken is an error and never a reason to take other numbers. No mflux import.
 """
 
 import os
@@ -162,10 +161,9 @@ def load_catalog(
 ) -> Catalog:
     """Read every coefficient file on the search path.
 
-    `explicit` is the file or folder that the option names; other plugins contributed the variants, files and folders.
-    VariantFileError if a file cannot be used, a path that was named does not exist or holds no file, or an origin has the same
-    id twice. Without `strict` that is kept in `Catalog.problems`, for listings only: such a catalog may hold other numbers
-    than the user meant.
+    `explicit` is the file or folder that the option names; `contributed` is what other plugins bring. VariantFileError if a
+    file cannot be used, a path that was named has none, or an origin has the same id twice. Without `strict` that is kept in
+    `Catalog.problems`, for listings only: such a catalog may hold other numbers than the user meant.
     """
     catalog = Catalog(platformdirs.user_config_path("mflux") / "teacache")
     sources: dict[str, list[Variant | Path]] = {
@@ -179,9 +177,14 @@ def load_catalog(
         _add_origin(catalog, origin, sources.get(origin, ()))
     if explicit is not None and Path(explicit).expanduser().is_file():
         catalog.explicit = next((entry for entry in catalog.variants.values() if entry.origin == "option"), None)
-    if strict and catalog.problems:
-        raise _one_error(catalog.problems)
-    return catalog
+    if not strict or not catalog.problems:
+        return catalog
+    first, *others = catalog.problems
+    if not others:
+        raise first
+    cause = "\n".join(filter(None, (line for each in catalog.problems for line in (each.error, each.cause))))
+    hint = "mflux-teacache doctor shows every file and where it was found"
+    raise VariantFileError(f"{len(catalog.problems)} problems with coefficient files", cause=cause, hint=hint)
 
 
 def _add_origin(catalog: Catalog, origin: str, sources: Iterable[Variant | Path]) -> None:
@@ -221,11 +224,3 @@ def _variants(
                 yield read_variant(file)
             except VariantFileError as problem:
                 problems.append(problem)
-
-
-def _one_error(problems: list[VariantFileError]) -> VariantFileError:
-    if len(problems) == 1:
-        return problems[0]
-    cause = "\n".join(filter(None, (line for problem in problems for line in (problem.error, problem.cause))))
-    hint = "mflux-teacache doctor shows every file and where it was found"
-    return VariantFileError(f"{len(problems)} problems with coefficient files", cause=cause, hint=hint)

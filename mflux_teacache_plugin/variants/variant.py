@@ -45,10 +45,7 @@ class Provenance:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Profile:
-    """The output's relative L1 change along a run, accumulated since the first σ, the mean over prompts.
-
-    `guidance` is what it was recorded at; a run at another one says so.
-    """
+    """The output's relative L1 change along a run at this guidance, accumulated since the first σ, the mean over prompts."""
 
     sigma: tuple[float, ...] = key_field(checks.falling, "sigma = [1.0, 0.9, 0.5, 0.02]")
     change: tuple[float, ...] = key_field(checks.rising, "change = [0.0, 0.4, 0.9, 1.8]")
@@ -157,11 +154,9 @@ def read_variant(path: Path) -> Variant:
         problems.add("schema", what, f"write schema = {SCHEMA}")
     elif schema > SCHEMA:
         # The rest is not looked at: complaints about keys of a schema this version does not know would mislead.
-        raise VariantFileError(
-            f"{path} was made for a newer version of mflux-teacache-plugin",
-            cause=f"it says schema = {show(schema)}; this version reads schema {SCHEMA}",
-            hint="upgrade: pip install --upgrade mflux-teacache-plugin",
-        )
+        newer = f"{path} was made for a newer version of mflux-teacache-plugin"
+        cause = f"it says schema = {show(schema)}; this version reads schema {SCHEMA}"
+        raise VariantFileError(newer, cause=cause, hint="upgrade: pip install --upgrade mflux-teacache-plugin")
     values = _judged(data, problems)
     if values.get("id") and values["id"] != path.stem and path.name != BESIDE_MODEL:
         problems.add("id", f'"{values["id"]}" is not the name of the file', "rename the file or change the id")
