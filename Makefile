@@ -57,7 +57,7 @@ demo: $(READY) ## the plugin at work through the real mflux command; pictures an
 	$(BIN)/mflux-teacache demo --out demo $(ARGS)
 
 bench: $(READY) ## the scripts in benchmarks/ that need no model named, one after the other
-	@set -e; for script in $(filter-out benchmarks/fit_traces.py,$(wildcard benchmarks/[a-z]*.py)); do echo "== $$script"; $(BIN)/python $$script $(ARGS); done
+	@set -e; for script in $(filter-out benchmarks/real_size.py benchmarks/fit_traces.py,$(wildcard benchmarks/[a-z]*.py)); do echo "== $$script"; $(BIN)/python $$script $(ARGS); done
 
 bench-demo: $(READY) ## the suite of the demo model: speed and quality of a few settings, a report in bench/demo
 	$(BIN)/mflux-teacache bench benchmarks/suites/demo.toml $(ARGS)

@@ -1,14 +1,4 @@
-"""All that the author of a plugin, a method, a family or a variant imports; nothing else of this package is meant for them.
-
-| to bring                         | import                                                                          |
-|----------------------------------|---------------------------------------------------------------------------------|
-| a plugin of mflux's commands     | `hookimpl`                                                                      |
-| a method                         | `Method`, `Setup`, `Gate`, `Change`, `Verdict`, `Facts`, `Generation`           |
-| a method that keeps its own way  | `Cache`, `PredictionCache`, `StepCache`, `BlockCache`, `Calls`                  |
-| a family                         | `Adapter`, `TapPoints`, `SecondCall`, `DISTILLED_GUIDANCE`, …                   |
-| a variant                        | `Variant`, `Guard`, `Profile`, `Provenance`, `StepList`, `read_variant`         |
-| errors                           | `TeaCacheError` and its kinds                                                   |
-"""
+"""All that the author of a plugin, a method, a family or a variant imports; nothing else of this package is meant for them."""
 
 from mflux_teacache_plugin.adapters.adapter import CLASSIFIER_FREE_GUIDANCE, DISTILLED_GUIDANCE, Adapter
 from mflux_teacache_plugin.caching.block_cache import BlockCache
@@ -29,10 +19,10 @@ from mflux_teacache_plugin.host.specs import hookimpl
 from mflux_teacache_plugin.methods.method import Method, Parser
 from mflux_teacache_plugin.variants import Guard, Profile, Provenance, StepList, Variant, read_variant
 
-# in the order of the table
-__all__ = ["hookimpl", "Method", "Parser", "Setup", "Gate", "Change", "Verdict", "Facts", "Generation"]
-__all__ += ["Cache", "PredictionCache", "StepCache", "BlockCache", "Calls"]
-__all__ += ["Adapter", "TapPoints", "SecondCall", "DISTILLED_GUIDANCE", "CLASSIFIER_FREE_GUIDANCE"]
-__all__ += ["Variant", "Guard", "Profile", "Provenance", "StepList", "read_variant"]
+__all__ = ["hookimpl"]  # for a plugin of mflux's commands
+__all__ += ["Method", "Parser", "Setup", "Gate", "Change", "Verdict", "Facts", "Generation"]  # for a method
+__all__ += ["Cache", "PredictionCache", "StepCache", "BlockCache", "Calls"]  # for a method that keeps its own way
+__all__ += ["Adapter", "TapPoints", "SecondCall", "DISTILLED_GUIDANCE", "CLASSIFIER_FREE_GUIDANCE"]  # for a family
+__all__ += ["Variant", "Guard", "Profile", "Provenance", "StepList", "read_variant"]  # for a variant
 __all__ += ["TeaCacheError", "AlreadyAppliedError", "ConflictError", "SettingsError"]
 __all__ += ["UnsupportedModelError", "VariantFileError"]

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
-from types import TracebackType
 from typing import Any
 
 from mflux_teacache_plugin import choose, methods, settings, summary
@@ -38,13 +37,11 @@ DEFAULT_THRESHOLD = 0.2
 class Handle(Observer):
     """Step caching on one model, until `restore()` or the end of the `with` block.
 
+    `method` decides, with its setting; `variant` has the numbers in use, if any; `stats` says what was skipped and computed,
+    over all generations.
+
     Between generations the model is as mflux made it but for a watched `generate_image`; nothing is kept from one
     generation to the next, and nothing holds the transformer once the loop is over. The handle does not keep the model.
-
-    Attributes:
-        method: what decides, with its setting.
-        variant: the numbers in use, if any.
-        stats: what was skipped and computed, over all generations.
     """
 
     def __init__(self, model: Any, choice: Choice) -> None:
@@ -83,7 +80,7 @@ class Handle(Observer):
     def __enter__(self) -> "Handle":
         return self
 
-    def __exit__(self, kind: type | None, exception: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self.restore()
 
     def generation_called(self, model: Any, arguments: Mapping[str, Any]) -> None:
@@ -97,9 +94,8 @@ class Handle(Observer):
             return
         adapter = self._adapter
         if config.num_inference_steps <= config.init_time_step:
-            raise SettingsError(
-                "it takes no step", cause=f"{config.num_inference_steps} in all, and none is left to take"
-            )
+            cause = f"{config.num_inference_steps} in all, and none is left to take"
+            raise SettingsError("it takes no step", cause=cause)
         record = self._record = self.stats.begin(config.num_inference_steps - config.init_time_step)
         facts = facts_of(config, adapter.sigmas and adapter.sigmas(model, config, self._arguments))
         record.steps, record.guidance = facts.steps, facts.guidance
@@ -115,7 +111,7 @@ class Handle(Observer):
         except TeaCacheError as error:  # no step can be skipped; what guidance can do without is left out all the same
             if self._alone is None:
                 raise
-            record.fault = _in_words(error)
+            record.fault = error.in_line
             self._cache = methods.CUTS.cache(setup)
         self._cache.window = self.method.window
         self._cache.attach(interception)
@@ -156,7 +152,7 @@ class Handle(Observer):
     def fault(self, model: Any, event: str, exception: Exception) -> None:
         """From here on the model's own calls answer; one line says so, at once or after the picture."""
         self._release()
-        words = _in_words(exception)
+        words = exception.in_line if isinstance(exception, TeaCacheError) else faults.in_words(exception)
         if self._record is not None and self._record.fault is None:
             self._record.fault = words
         if event in ("generation_called", "generation_begin") and not self._refused:
@@ -182,12 +178,6 @@ class Handle(Observer):
         if cache is not None:
             with suppress(Exception):  # it is dropped anyway
                 cache.forget()
-
-
-def _in_words(exception: Exception) -> str:
-    if isinstance(exception, TeaCacheError):
-        return f"{exception.error} ({exception.cause})" if exception.cause else exception.error
-    return faults.in_words(exception)
 
 
 def handle_of(model: Any) -> Handle | None:
@@ -225,11 +215,8 @@ def apply_teacache(
         variant: a Variant, or the id of a coefficient file. Default: the one that matches the model.
         cfg_end: the share of the steps, above 0, that run with guidance; with "off" for `method` nothing else changes.
 
-    Returns:
-        A handle, also for `with`: `handle.stats`, `handle.restore()`.
-
-    Raises:
-        AlreadyAppliedError, ConflictError, UnsupportedModelError, SettingsError, VariantFileError.
+    Returns a handle, also for `with`: `handle.stats`, `handle.restore()`. Raises AlreadyAppliedError, ConflictError,
+    UnsupportedModelError, SettingsError or VariantFileError.
     """
     if method is not None and threshold is not None:
         raise SettingsError("method and threshold were given", hint="give one of them")
@@ -251,7 +238,8 @@ def apply_teacache(
             error = f"coefficients were given, but {wanted} uses none"
             raise SettingsError(error, hint="give a threshold, such as 0.2")
     try:
-        choice = choose.choose(type(model), model.model_config, None, files, method=wanted, cfg_end=cfg_end, id=variant)
+        asked = settings.Settings(wanted, "Python", True, cfg_end=cfg_end, variant=variant)
+        choice = choose.choose(type(model), model.model_config, None, files, asked, None)
     except ArgumentTypeError as fault:
         raise SettingsError(f"cfg_end: {fault}") from None
     return apply_choice(model, choice)
@@ -260,8 +248,7 @@ def apply_teacache(
 def _own(model: Any, files: Catalog, id: str | None, **own: Any) -> Variant:
     """The model's variant, or a new one, with coefficients of one's own."""
     serving = choose.serving_adapters(type(model))
-    found = files.explicit or (files.by_id(id) if id else None)
-    found = found or files.match(choose.identity(model.model_config, None), serving.keys())
+    found, _ = choose.match_of(files, model.model_config, None, serving, id)
     if found is not None:
         threshold = found.variant.threshold or DEFAULT_THRESHOLD
         return found.variant.replace(**own, threshold=threshold, recommended=None, path=None)
@@ -271,31 +258,24 @@ def _own(model: Any, files: Catalog, id: str | None, **own: Any) -> Variant:
 
 
 def apply_choice(model: Any, choice: Choice) -> Handle:
-    """Put what was chosen to work. AlreadyAppliedError, ConflictError, or SettingsError if the model has too few blocks."""
+    """Put what was chosen to work. TeaCacheError: a cache is active already, or the method's taps or blocks are not there."""
     if handle_of(model) is not None:
         hint = "call handle.restore() first, or unset MFLUX_TEACACHE if that applied it"
         raise AlreadyAppliedError("TeaCache is already active on this model", hint=hint)
     if getattr(model, "_teacache_handle", None) is not None:  # mlx-teacache's mark on a model that it patched
         raise ConflictError("mlx-teacache is active on this model", hint="call restore() on its handle first")
-    if choice.method.needs_taps:
-        choice.method.check(choice.variant, _tapped_blocks(model, choice))
-    return Handle(model, choice)
-
-
-def _tapped_blocks(model: Any, choice: Choice) -> dict[str, int]:
-    """How many blocks each list has. UnsupportedModelError where a tap is gone, as a newer mflux may have it."""
     adapter = choice.adapter
-    assert adapter.taps is not None  # `choose` has seen to it
-    try:
-        Taps(getattr(model, adapter.transformer), adapter.taps).remove()
-        return {name: len(blocks) for name, blocks in lists_of_blocks(model, adapter).items()}
-    except (AttributeError, IndexError, KeyError, TypeError) as error:
-        what = f"{choice.method} does not work with this version of mflux"
-        cause = f"the taps of the adapter '{adapter.id}' do not fit {type(model).__name__}: {error}"
-        hint = (
-            "ask for a speed-up instead, such as 1.5x, which needs no taps; mflux-teacache doctor names tested versions"
-        )
-        raise UnsupportedModelError(what, cause=cause, hint=hint) from error
+    if choice.method.needs_taps and adapter.taps is not None:
+        try:
+            Taps(getattr(model, adapter.transformer), adapter.taps).remove()
+            blocks = {name: len(blocks) for name, blocks in lists_of_blocks(model, adapter).items()}
+        except (AttributeError, IndexError, KeyError, TypeError) as error:
+            what = f"{choice.method} does not work with this version of mflux"
+            cause = f"the taps of the adapter '{adapter.id}' do not fit {type(model).__name__}: {error}"
+            hint = "ask for a speed-up, such as 1.5x, which needs no taps; mflux-teacache doctor names tested versions"
+            raise UnsupportedModelError(what, cause=cause, hint=hint) from error
+        choice.method.check(choice.variant, blocks)
+    return Handle(model, choice)
 
 
 def to_method(method: Method | str | float | None) -> Method | None:

@@ -126,16 +126,22 @@ def whole(least: int, most: int = MOST, what: str = "", fix: str = "write it wit
 count = whole(1, MOST_STEPS, " of steps", "write 1 if unsure")
 
 
-def many(one: Check) -> Check:
-    """The check of a list with at least one entry: of each of them."""
+def many(one: Check, least: int = 1, most: int | None = None, what: str = "a list", fix: str = "") -> Check:
+    """The check of a list of so many entries: of each of them. `fix` may name the `{key}`."""
+    fix = fix or "write it in brackets, with at least one entry"
 
     def check(problems: Problems, key: str, value: object) -> tuple[Any, ...]:
-        if not isinstance(value, (list, tuple)) or not value:
-            problems.add(key, f"expected a list, got {show(value)}", "write it in brackets, with at least one entry")
+        if not isinstance(value, (list, tuple)) or not least <= len(value) <= (most or len(value)):
+            problems.add(key, f"expected {what}, got {show(value)}", fix.format(key=key))
             return ()
         return tuple(one(problems, f"{key}[{index}]", entry) for index, entry in enumerate(value))
 
     return check
+
+
+def names(least: int) -> Check:
+    """The check of a list of model names."""
+    return many(text, least, what="a list of names", fix='write {key} = ["me/my-finetune"]')
 
 
 def threshold(problems: Problems, key: str, value: object) -> float | None:
@@ -146,52 +152,49 @@ def threshold(problems: Problems, key: str, value: object) -> float | None:
     return found
 
 
-def names(problems: Problems, key: str, value: object) -> tuple[str | None, ...]:
-    """Model names; `related` may be empty, `models` may not."""
-    if not isinstance(value, (list, tuple)) or (not value and key == "models"):
-        problems.add(key, f"expected a list of names, got {show(value)}", f'write {key} = ["me/my-finetune"]')
-        return ()
-    return tuple(text(problems, f"{key}[{index}]", name) for index, name in enumerate(value))
+def _numbers(fix: str, holds: Callable[[Any], bool], what: str, order: str, length: int | None = None) -> Check:
+    """The check of numbers, and of what has to hold for all of them together."""
+    numbers = many(number, length or 1, length, f"{length or 'a list of'} numbers", fix)
+
+    def check(problems: Problems, key: str, value: object) -> tuple[float | None, ...]:
+        found = numbers(problems, key, value)
+        if found and None not in found and not holds(found):
+            problems.add(key, what.format(*found), order)
+        return found
+
+    return check
 
 
-def polynomial(problems: Problems, key: str, value: object) -> tuple[float | None, ...]:
-    """Five finite numbers, highest power first."""
-    return _numbers(problems, key, value, 5, "give the coefficients of x^4, x^3, x^2, x and 1 in this order")
+polynomial = many(number, 5, 5, "5 numbers", "give the coefficients of x^4, x^3, x^2, x and 1 in this order")
 
+span = _numbers(
+    "give the lowest and the highest signal change of the fit, or no range",
+    lambda ends: 0 <= ends[0] < ends[1],
+    "expected 0 <= low < high, got [{}, {}]",
+    "write the lower end first",
+    length=2,
+)
 
-def span(problems: Problems, key: str, value: object) -> tuple[float | None, ...]:
-    """[low, high] with 0 <= low < high."""
-    found = _numbers(problems, key, value, 2, "give the lowest and the highest signal change of the fit, or no range")
-    ends = [end for end in found if end is not None]
-    if len(ends) == 2 and not 0 <= ends[0] < ends[1]:
-        problems.add(key, f"expected 0 <= low < high, got {ends}", "write the lower end first")
-    return found
+falling = _numbers(
+    "give the σ of a run, from its first step to its last",
+    lambda shares: 1 >= shares[0] > shares[-1] >= 0 and sorted(set(shares), reverse=True) == [*shares],
+    "expected at least two numbers between 0 and 1 that fall",
+    "list them from noise to picture",
+)
 
+rising = _numbers(
+    "give what has changed since the first sigma",
+    lambda sums: sums[0] == 0 and sorted(sums) == [*sums],
+    "expected numbers that start at 0 and never fall",
+    "add up the changes from step to step",
+)
 
-def falling(problems: Problems, key: str, value: object) -> tuple[float | None, ...]:
-    """At least two shares of noise between 0 and 1, each below the one before."""
-    found = _numbers(problems, key, value, None, "give the σ of a run, from its first step to its last")
-    shares = [share for share in found if share is not None]
-    if len(found) == 1 or any(not 0 <= share <= 1 for share in shares) or sorted(set(shares))[::-1] != shares:
-        problems.add(key, "expected at least two numbers between 0 and 1 that fall", "list them from noise to picture")
-    return found
-
-
-def rising(problems: Problems, key: str, value: object) -> tuple[float | None, ...]:
-    """Numbers that start at 0 and never fall."""
-    found = _numbers(problems, key, value, None, "give what has changed since the first sigma")
-    sums = [each for each in found if each is not None]
-    if sums and (sums[0] != 0 or sorted(sums) != sums):
-        problems.add(key, "expected numbers that start at 0 and never fall", "add up the changes from step to step")
-    return found
-
-
-def ratios(problems: Problems, key: str, value: object) -> tuple[float | None, ...]:
-    """Numbers above 0, the first of them 1."""
-    found = _numbers(problems, key, value, None, "give one for each step of a run, the first of them 1")
-    if found and (found[0] != 1 or any(each is not None and each <= 0 for each in found)):
-        problems.add(key, "expected numbers above 0 that begin with 1", "put 1.0 first: no step lies before the first")
-    return found
+ratios = _numbers(
+    "give one for each step of a run, the first of them 1",
+    lambda found: found[0] == 1 and min(found) > 0,
+    "expected numbers above 0 that begin with 1",
+    "put 1.0 first: no step lies before the first",
+)
 
 
 def step_list(problems: Problems, key: str, value: object) -> tuple[int, ...]:
@@ -218,15 +221,8 @@ def parse_steps(text: str) -> tuple[int, ...]:
     return tuple(found)
 
 
-def _numbers(problems: Problems, key: str, value: object, length: int | None, fix: str) -> tuple[float | None, ...]:
-    if not isinstance(value, (list, tuple)) or (len(value) != length if length else not value):
-        problems.add(key, f"expected {length or 'a list of'} numbers, got {show(value)}", fix)
-        return ()
-    return tuple(number(problems, f"{key}[{index}]", entry) for index, entry in enumerate(value))
-
-
-def key_field(check: Check, example: str, **default: Any) -> Any:
-    """A dataclass field that is a key of the file: its check, and a line that shows how to write it."""
+def key_field(check: Check, example: str = "", **default: Any) -> Any:
+    """A dataclass field that is a key of the file: its check, and how to write it, which who leaves a required one out is told."""
     return dataclasses.field(metadata={"check": check, "example": example}, **default)
 
 
@@ -247,15 +243,7 @@ def table(cls: type) -> Check:
 
 def tables(cls: type, least: int = 0) -> Check:
     """The check of an array of at least so many tables."""
-    one = table(cls)
-
-    def check(problems: Problems, key: str, value: object) -> Any:
-        if not isinstance(value, (list, tuple)) or len(value) < least:
-            problems.add(key, f"expected an array of tables, got {show(value)}", f"write each in a section [[{key}]]")
-            return ()
-        return tuple(one(problems, f"{key}[{index}]", entry) for index, entry in enumerate(value))
-
-    return check
+    return many(table(cls), least, what="an array of tables", fix="write each in a section [[{key}]]")
 
 
 def as_table(instance: Any) -> dict[str, Any]:

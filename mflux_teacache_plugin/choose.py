@@ -2,12 +2,11 @@
 
 import inspect
 import re
-from argparse import ArgumentTypeError
+from argparse import ArgumentTypeError, Namespace
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from mflux_teacache_plugin import methods
@@ -16,16 +15,9 @@ from mflux_teacache_plugin.adapters.adapter import pipeline_name
 from mflux_teacache_plugin.errors import ConflictError, SettingsError, UnsupportedModelError, VariantFileError
 from mflux_teacache_plugin.host.manager import contributions
 from mflux_teacache_plugin.methods.method import Method, Parser
-from mflux_teacache_plugin.settings import Value
-from mflux_teacache_plugin.variants import (
-    Catalog,
-    Entry,
-    ModelIdentity,
-    Variant,
-    beside_model,
-    load_catalog,
-    read_variant,
-)
+from mflux_teacache_plugin.settings import Settings, Value
+from mflux_teacache_plugin.variants import Catalog, Entry, Variant, read_variant
+from mflux_teacache_plugin.variants.catalog import ModelIdentity, beside_model, load_catalog
 
 #: No hint asks for as many steps as this.
 MOST_STEPS = 1000
@@ -65,12 +57,6 @@ def parse(text: str) -> Value:
     return methods.parse(text, parsers())
 
 
-def identity(model_config: Any, source: str | None) -> ModelIdentity:
-    """What a coefficient file can match: mflux's names for a model, and where its weights came from if not by name."""
-    aliases = tuple(getattr(model_config, "aliases", None) or ())
-    return ModelIdentity(source, model_config.model_name, model_config.base_model, aliases)
-
-
 @dataclass(frozen=True)
 class Choice:
     """What a model will run with."""
@@ -86,48 +72,33 @@ class Choice:
 
 
 def choose(
-    pipeline: type,
-    model_config: Any,
-    source: str | None,
-    files: Catalog,
-    *,
-    method: Method | None = None,
-    forecast: str | None = None,
-    cfg_end: float | None = None,
-    id: str | None = None,
-    options: Mapping[str, Any] = MappingProxyType({}),
+    pipeline: type, model_config: Any, source: str | None, files: Catalog, wanted: Settings, args: Namespace | None
 ) -> Choice:
     """Adapter, method and variant for a pipeline class and mflux's ModelConfig.
 
-    Args:
-        source: where the weights come from, if not by a name of mflux's.
-        method: None for what the variant recommends.
-        forecast, cfg_end: instead of the method's own.
-        id: of the variant; "" for none, None for the one that matches the model.
-        options: of the command or the arguments of `generate_image`, if they are known.
+    `source` is where the weights come from, if not by a name of mflux's; `args` are the command's, if it is one.
 
-    Raises:
-        UnsupportedModelError: no adapter serves the pipeline in this way, or the method needs coefficients that are not there.
-        SettingsError: the method cannot run on the variant.
-        VariantFileError: what the file recommends is no method.
+    UnsupportedModelError: no adapter serves the pipeline in this way, or the method needs coefficients that are not there.
+    SettingsError: the method cannot run on the variant. VariantFileError: what the file recommends is no method.
     """
     name, serving = pipeline.__name__, serving_adapters(pipeline)
-    match, problem = _match(files, model_config, source, serving, id)
+    match, problem = match_of(files, model_config, source, serving, wanted.variant)
+    method = wanted.method
     variant = None if match is None else match.variant
     if variant is not None and variant.adapter not in serving:
         what, cause = f"the variant {variant.id} does not fit {name}", f"it is for the adapter '{variant.adapter}'"
         raise UnsupportedModelError(what, cause=cause, hint=f"a variant for {' or '.join(sorted(serving))} fits")
     adapter = next(iter(serving.values())) if variant is None else serving[variant.adapter]
     if method is None or method.skips:
-        check_run(adapter, pipeline, model_config, options)
+        check_run(adapter, pipeline, model_config, {} if args is None else vars(args))
     else:
         match = None  # it needs no numbers
     if method is None:
         method = recommended(variant, tapped=adapter.taps is not None)
-        if forecast is not None:
-            method = method.with_forecast(forecast)
-    if cfg_end is not None:
-        method = method.with_cfg_end(cfg_end)
+        if wanted.forecast is not None:
+            method = method.with_forecast(wanted.forecast)
+    if wanted.cfg_end is not None:
+        method = method.with_cfg_end(wanted.cfg_end)
     if method.cfg_end is not None and (reason := why_no_cfg_end(pipeline)) is not None:
         raise UnsupportedModelError(f"there is no cfg_end for {name} here", cause=reason, hint="leave it out")
     if adapter.taps is None and method.needs_taps:
@@ -145,25 +116,23 @@ def choose(
     return Choice(adapter, method, match, problem)
 
 
-def _match(
+def match_of(
     files: Catalog, model_config: Any, source: str | None, serving: Mapping[str, Adapter], id: str | None
 ) -> tuple[Entry | None, str | None]:
     """The variant for a model, or of that id, also from a file beside its weights; and what is wrong with that file."""
-    beside, problem = _beside(source or model_config.model_name)
+    beside, problem = None, None
+    try:
+        if (path := beside_model(source or model_config.model_name)) is not None:
+            beside = read_variant(path)
+    except VariantFileError as error:
+        problem = VariantFileError(f"{error.error}, so it is not used", cause=error.cause).in_line
     if id is not None:
         if beside is not None and beside.id == id:
             return Entry(beside, "model"), None
         return files.by_id(id) if id else None, None
-    return files.match(identity(model_config, source), serving.keys(), beside), problem
-
-
-def _beside(source: str) -> tuple[Variant | None, str | None]:
-    path = beside_model(source)
-    try:
-        return None if path is None else read_variant(path), None
-    except VariantFileError as error:
-        why = "; ".join((error.cause or "").splitlines())
-        return None, f"{error.error}, so it is not used" + (f" ({why})" if why else "")
+    aliases = tuple(getattr(model_config, "aliases", None) or ())
+    identity = ModelIdentity(source, model_config.model_name, model_config.base_model, aliases)
+    return files.match(identity, serving.keys(), beside), problem
 
 
 def check_run(adapter: Adapter, pipeline: type, model_config: Any | None, options: Mapping[str, Any]) -> None:
@@ -186,10 +155,7 @@ def why_no_cfg_end(pipeline: type) -> str | None:
 
 
 def active_steps(adapter: Adapter, pipeline: type, args: Any | None, steps: int | None = None) -> int | None:
-    """How many steps of a command call the model (image to image: not the first ones); None if that is not known yet.
-
-    With `steps`: how many it would be with as many `--steps`.
-    """
+    """How many steps of a command, or of so many `steps`, call the model (image to image: not the first); None if not known yet."""
     if steps is None:
         steps = getattr(args, "steps", None) if adapter.steps is None or args is None else adapter.steps(args)
     strength = getattr(args, "image_strength", None) if getattr(args, "image_path", None) else None

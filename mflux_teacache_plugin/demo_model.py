@@ -8,7 +8,7 @@ import inspect
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -135,14 +135,10 @@ def _vae_sizes(sizes: Mapping[str, Any]) -> Iterator[None]:
 
     sizes = {**sizes, "block_out_channels": tuple(sizes["block_out_channels"])}
     sizes["decoder_block_out_channels"] = sizes["block_out_channels"]
-    constructors = [cls.__init__ for cls in (Flux2VAE, Flux2Encoder, Flux2Decoder)]
-    stock = [constructor.__defaults__ for constructor in constructors]
-    try:
-        for constructor in constructors:
+    with ExitStack() as stack:
+        for constructor in (Flux2VAE.__init__, Flux2Encoder.__init__, Flux2Decoder.__init__):
+            stack.callback(setattr, constructor, "__defaults__", constructor.__defaults__)
             taken = inspect.signature(constructor).parameters.values()
             defaults = {each.name: each.default for each in taken if each.default is not each.empty}
             constructor.__defaults__ = tuple(sizes.get(name, value) for name, value in defaults.items())
         yield
-    finally:
-        for constructor, defaults in zip(constructors, stock, strict=True):
-            constructor.__defaults__ = defaults

@@ -17,6 +17,11 @@ class TeaCacheError(Exception):
                 parts.append(label + textwrap.indent(text, " " * len(label)).lstrip())
         return "\n".join(parts)
 
+    @property
+    def in_line(self) -> str:
+        """What and why, without the hint: `what (why; why)`."""
+        return f"{self.error} ({'; '.join(self.cause.splitlines())})" if self.cause else self.error
+
 
 class VariantFileError(TeaCacheError):
     """A coefficient file, or a variant built in Python, cannot be used."""

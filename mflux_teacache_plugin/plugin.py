@@ -26,6 +26,15 @@ _HELP = (
     "made, 0.2 is a good start for FLUX.1. Without a value, or with 'auto', what is recommended for the model; 'off' overrides "
     "MFLUX_TEACACHE and a -C file. mflux's own --teacache-ratio skips a fixed share of the steps, on some models."
 )
+_FORECAST_HELP = (
+    "What stands in for a skipped step: the last computed one, or what the last two or three lead to. "
+    "Default: linear for speed-ups, reuse for the others."
+)
+_COEFFICIENTS_HELP = "A coefficient file, or a folder of them, that goes before all others; implies --teacache."
+_CFG_END_HELP = (
+    "Share of the steps, above 0, that run with guidance; the others run on the prompt alone, which takes half as long. "
+    "Works with and without --teacache. Only where guidance makes two predictions; FIBO 2 and Ideogram 4 have mflux's own."
+)
 
 
 @dataclass(frozen=True)
@@ -42,10 +51,7 @@ class Request:
 
     def choose(self, pipeline: type, model_config: Any, source: str | None, args: Namespace | None) -> Choice:
         """What the model will run with. Raises what `choose.choose` does."""
-        wanted = self.wanted
-        asked: dict[str, Any] = {"method": wanted.method, "forecast": wanted.forecast, "cfg_end": wanted.cfg_end}
-        options = {} if args is None else vars(args)
-        choice = choose.choose(pipeline, model_config, source, self.files, **asked, id=wanted.variant, options=options)
+        choice = choose.choose(pipeline, model_config, source, self.files, self.wanted, args)
         choose.check_steps(choice.method, choice.adapter, pipeline, args)
         return choice
 
@@ -54,7 +60,7 @@ def impossible(wanted: Settings, parser: ArgumentParser, error: TeaCacheError) -
     """Refuse with exit code 2 what was asked for explicitly; warn where the environment asks for everything."""
     if wanted.explicit:
         refuse(parser, error)
-    _say_switched_off(error)
+    summary.say(f"switched off for this run: {error.in_line}")
 
 
 def refuse(parser: ArgumentParser, error: TeaCacheError) -> NoReturn:
@@ -79,13 +85,13 @@ def mflux_models() -> Mapping[str, Any]:
     try:
         return demo_model.models()
     except TeaCacheError as error:
-        _say(f"{error.error}; {error.hint}")
+        summary.say(f"{error.error}; {error.hint}")
         return {}
 
 
 @hookimpl(optionalhook=True)
 def mflux_add_options(parser: ArgumentParser, pipelines: list[type], rejected: MutableMapping[str, str]) -> None:
-    group = parser.add_argument_group(f"TeaCache (mflux-teacache-plugin {version('mflux-teacache-plugin')})")
+    add = parser.add_argument_group(f"TeaCache (mflux-teacache-plugin {version('mflux-teacache-plugin')})").add_argument
     known = choose.parsers()
 
     def value_of(name: str, prefix: str) -> Callable[[str], settings.Value]:
@@ -96,31 +102,13 @@ def mflux_add_options(parser: ArgumentParser, pipelines: list[type], rejected: M
         return value
 
     method = value_of("method", "")
-    group.add_argument("--teacache", nargs="?", const=settings.AUTO, type=method, metavar="VALUE", help=_HELP)
+    add("--teacache", nargs="?", const=settings.AUTO, type=method, metavar="VALUE", help=_HELP)
     for name, (metavar, what) in methods.OPTIONS.items():
-        group.add_argument(f"--{name}", type=value_of(name, f"{name}:"), metavar=metavar, help=what)
-    group.add_argument(
-        "--teacache-forecast",
-        choices=list(ORDERS),
-        help="What stands in for a skipped step: the last computed one, or what the last two or three lead to. "
-        "Default: linear for speed-ups, reuse for the others.",
-    )
-    group.add_argument(
-        "--teacache-coefficients",
-        type=Path,
-        metavar="PATH",
-        help="A coefficient file, or a folder of them, that goes before all others; implies --teacache.",
-    )
+        add(f"--{name}", type=value_of(name, f"{name}:"), metavar=metavar, help=what)
+    add("--teacache-forecast", choices=list(ORDERS), help=_FORECAST_HELP)
+    add("--teacache-coefficients", type=Path, metavar="PATH", help=_COEFFICIENTS_HELP)
     if not pipelines or any(choose.why_no_cfg_end(pipeline) is None for pipeline in pipelines):
-        group.add_argument(
-            "--cfg-end",
-            dest="teacache_cfg_end",
-            type=to_share,
-            metavar="SHARE",
-            help="Share of the steps, above 0, that run with guidance; the others run on the prompt alone, which takes half as "
-            "long. Works with and without --teacache. Only where guidance makes two predictions; FIBO 2 and Ideogram 4 have "
-            "mflux's own.",
-        )
+        add("--cfg-end", dest="teacache_cfg_end", type=to_share, metavar="SHARE", help=_CFG_END_HELP)
     if pipelines and (reason := _why_not(pipelines)) is not None:
         for option in OPTIONS:
             rejected[option] = f"TeaCache: {reason}; the command exits with an error when this is set."
@@ -182,7 +170,7 @@ def mflux_generation_end(model: Any, image: Any | None) -> None:
         keys = {settings.METHOD_KEY: settings.OFF}
         image.generation_parameters = {**(image.generation_parameters or {}), **keys}
     elif handle.finished is not None:
-        _say(summary.summary(handle.finished, handle.method, handle.variant))
+        summary.say(summary.summary(handle.finished, handle.method, handle.variant))
 
 
 @cache
@@ -190,7 +178,8 @@ def _say_if_untested() -> None:
     """Once in a process; what does not work with this mflux is then named by itself."""
     found = versions.installed()
     if found is not None and not versions.is_tested(found):
-        _say(f"mflux {found} is not among the tested versions ({versions.in_words()}); see mflux-teacache doctor")
+        tested = f"the tested versions ({versions.in_words()})"
+        summary.say(f"mflux {found} is not among {tested}; see mflux-teacache doctor")
 
 
 def _choose(request: Request, *model_and_options: Any) -> Choice | None:
@@ -203,10 +192,10 @@ def _choose(request: Request, *model_and_options: Any) -> Choice | None:
             cuts = request.with_method(methods.CUTS).choose(*model_and_options)
             second = cuts.adapter.second_call
             if cuts.method.cfg_end is not None or (second is not None and second.idle is not None):
-                _say(f"no step is skipped: {error.error}")
+                summary.say(f"no step is skipped: {error.error}")
                 return cuts
             if recommended:
-                _say(f"nothing to skip, this run is plain mflux: {error.error}")
+                summary.say(f"nothing to skip, this run is plain mflux: {error.error}")
                 return None
         impossible(request.wanted, request.parser, error)
         return None
@@ -218,7 +207,7 @@ def _ambient() -> Request | None:
         wanted = settings.resolve(None, os.environ, choose.parse)
         return None if wanted is None else Request(wanted, choose.catalog(), ArgumentParser())
     except TeaCacheError as error:
-        _say_switched_off(error)
+        summary.say(f"switched off for this run: {error.in_line}")
         return None
 
 
@@ -248,23 +237,15 @@ def _notes(choice: Choice, model_config: Any, source: str | None, wanted: Settin
     """What is worth a line before the run."""
     name = source or model_config.model_name
     for line in filter(None, (choice.problem, *choice.method.notes(choice.variant, name))):
-        _say(line)
+        summary.say(line)
     if choice.match is None:
         return
     variant = choice.match.variant
     if wanted.numbers is not None and wanted.numbers != variant.digest:
-        _say(f"the numbers of {variant.id} changed since {wanted.origin} was recorded; the image may differ")
+        summary.say(f"the numbers of {variant.id} changed since {wanted.origin} was recorded; the image may differ")
     if not choice.match.exact and choice.method.uses_numbers:
         taken = "" if source is None else f" (mflux takes it for {model_config.base_model or model_config.model_name})"
         other = f"{name}{taken} is not what {variant.id} was calibrated for"
-        _say(f"{other}; look at the pictures before you trust the setting")
+        summary.say(f"{other}; look at the pictures before you trust the setting")
     if variant.distilled:
-        _say(f"{variant.id} is distilled: its few steps are too large to skip any, so expect no gain")
-
-
-def _say_switched_off(error: TeaCacheError) -> None:
-    cause = f" ({'; '.join(error.cause.splitlines())})" if error.cause else ""
-    _say(f"switched off for this run: {error.error}{cause}")
-
-
-_say = summary.say
+        summary.say(f"{variant.id} is distilled: its few steps are too large to skip any, so expect no gain")

@@ -33,28 +33,18 @@ CFG_END_KEY = "cfg_end"  # mflux's own, which it writes where it has the option 
 
 @dataclass(frozen=True)
 class Settings:
-    """One request for step caching.
+    """One request for step caching."""
 
-    Attributes:
-        method: None for what the model's variant recommends.
-        origin: where it was asked for, in words for a message.
-        explicit: asked for by an option or a -C file, so that what cannot be done is an error and not a warning. An option
-            that only says how (forecast, cfg_end) orders nothing beside the environment, which is a wish.
-        forecast: instead of the method's own.
-        coefficients: a coefficient file or folder that wins over all others.
-        variant: the id that a recorded run used, "" if none; None to match the model.
-        numbers: the digest of that variant's numbers at the time.
-        cfg_end: the share of the steps that run with guidance, instead of the method's own.
-    """
-
-    method: Method | None
-    origin: str
+    method: Method | None  #: None for what the model's variant recommends
+    origin: str  #: where it was asked for, in words for a message
+    #: By an option or a -C file, so that what cannot be done is an error and not a warning. An option that only says how
+    #: (forecast, cfg_end) orders nothing beside the environment, which is a wish.
     explicit: bool
-    forecast: str | None = None
-    coefficients: Path | None = None
-    variant: str | None = None
-    numbers: str | None = None
-    cfg_end: float | None = None
+    forecast: str | None = None  #: instead of the method's own
+    coefficients: Path | None = None  #: a coefficient file or folder that wins over all others
+    variant: str | None = None  #: the id that a recorded run used, "" if none; None to match the model
+    numbers: str | None = None  #: the digest of that variant's numbers at the time
+    cfg_end: float | None = None  #: the share of the steps that run with guidance, instead of the method's own
 
 
 def resolve(
@@ -137,5 +127,4 @@ def _from_sidecar(args: Namespace | None, parse: Callable[[str], Value]) -> Sett
         hint = f"correct the file, or pass {option} to override it"
         raise SettingsError(f"{path}: {key}: {error}", hint=hint) from None
     own = Path(coefficients) if coefficients else None
-    further: dict[str, Any] = {"variant": variant, "numbers": numbers, "coefficients": own, "cfg_end": cfg_end}
-    return _settings(value, f"-C {path}", **further)
+    return _settings(value, f"-C {path}", variant=variant, numbers=numbers, coefficients=own, cfg_end=cfg_end)

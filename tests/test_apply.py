@@ -22,6 +22,7 @@ from mflux_teacache_plugin.methods.dualcache import DualCache
 from mflux_teacache_plugin.methods.seacache import SeaCache
 from mflux_teacache_plugin.methods.speedup import Speedup
 from mflux_teacache_plugin.methods.teacache import TeaCache
+from mflux_teacache_plugin.settings import Settings
 from mflux_teacache_plugin.summary import summary
 from tests.support import ALWAYS, NEVER, a_variant
 from tests.tiny.cases import CASES
@@ -394,7 +395,8 @@ def test_seacache_skips_by_a_filtered_signal_and_needs_no_numbers(tiny, eager, c
 
 
 def test_a_tap_that_a_newer_mflux_has_no_more_is_named_and_a_speed_up_still_works(model, tiny, monkeypatch):
-    choice = choose.choose(type(model), model.model_config, None, choose.catalog(), method=TeaCache(0.2))
+    wanted = Settings(TeaCache(0.2), "here", True)
+    choice = choose.choose(type(model), model.model_config, None, choose.catalog(), wanted, None)
     gone = replace(choice, adapter=replace(choice.adapter, taps=replace(choice.adapter.taps, final="norm_gone")))
     with pytest.raises(UnsupportedModelError, match="does not work with this version of mflux") as error:
         apply_choice(model, gone)

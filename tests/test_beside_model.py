@@ -4,8 +4,8 @@ import shutil
 
 import pytest
 
-from mflux_teacache_plugin.variants import Entry, Variant, load_catalog, read_variant
-from mflux_teacache_plugin.variants.catalog import ModelIdentity, beside_model
+from mflux_teacache_plugin.variants import Entry, Variant, read_variant
+from mflux_teacache_plugin.variants.catalog import ModelIdentity, beside_model, load_catalog
 from tests.support import a_variant
 from tests.test_options import write_variant
 from tests.tiny.cases import case

@@ -10,7 +10,7 @@ from mflux_teacache_plugin.caching.stats import Decision, Generation
 from mflux_teacache_plugin.errors import SettingsError, VariantFileError
 from mflux_teacache_plugin.methods import parse
 from mflux_teacache_plugin.methods.magcache import MagCache, MagCacheGate
-from mflux_teacache_plugin.variants import load_catalog
+from mflux_teacache_plugin.variants.catalog import load_catalog
 from tests.support import a_variant
 from tests.tiny.cases import case
 

@@ -1,4 +1,4 @@
-"""`mflux-teacache speed`: mflux's pipelines in their own sizes, as far as nobody evaluates them, and narrow ones at work.
+"""`benchmarks/real_size.py`: mflux's pipelines in their own sizes, as far as nobody evaluates them, and narrow ones at work.
 
 A model at its real size, if only one block of each list, takes gigabytes and minutes on a CPU:
 
@@ -18,10 +18,10 @@ from mflux.models.qwen import qwen_initializer
 from mflux.models.z_image import z_image_initializer
 from mlx import nn
 
+from benchmarks import real_size
+from benchmarks.real_size import main
 from mflux_teacache_plugin import choose
-from mflux_teacache_plugin.cli import main
 from mflux_teacache_plugin.errors import SettingsError
-from mflux_teacache_plugin.measure import real_size
 from tests.tiny import flux1
 from tests.tiny.shrink import shrunk
 
@@ -92,7 +92,7 @@ def test_every_model_is_built_and_quantized_as_mflux_does_it(name: str, sealed) 
 @pytest.mark.parametrize("guidance", [1, 4])
 @pytest.mark.parametrize("name", MODELS)
 def test_a_loop_of_each_pipeline(name: str, guidance: int, narrow, sealed, capsys) -> None:
-    argv = ["speed", name, "2x", *SMALL, "--steps", "6", "--guidance", str(guidance), "--format", "json"]
+    argv = [name, "2x", *SMALL, "--steps", "6", "--guidance", str(guidance), "--format", "json"]
     assert main(argv) == 0
     found = json.loads(capsys.readouterr().out)
     rows = {row["setting"]: row for row in found["rows"]}
@@ -115,16 +115,17 @@ def test_what_a_schedule_keeps(narrow, sealed) -> None:
 
 
 def test_the_text_says_what_it_is(narrow, sealed, capsys) -> None:
-    assert main(["speed", "flux2-klein-4b", "2x", *SMALL, "--steps", "6"]) == 0
+    assert main(["flux2-klein-4b", *SMALL, "2x", "--steps", "6", "1.5x"]) == 0  # settings may come after options
     out, err = capsys.readouterr()
-    assert "no picture is made" in out and "1 of 2 transformer_blocks" in out and "| 2x " in out
+    assert "no picture is made" in out and "1 of 2 transformer_blocks" in out
+    assert "| 2x " in out and ", 1.5x " in out
     assert "loop" in err  # the bar
 
 
 def test_too_little_memory_is_refused_with_the_numbers(monkeypatch, sealed, capsys) -> None:
     monkeypatch.setattr(mx, "device_info", lambda: {"free_memory": 24 * 10**9})
     before = mx.get_active_memory()
-    assert main(["speed", "qwen-image"]) == 2
+    assert main(["qwen-image"]) == 2
     said = capsys.readouterr().err
     assert "GB are needed, and 24.0 GB are there" in said and "40.9 GB of weights" in said and "-q 4" in said
     assert mx.get_active_memory() - before < 50e6
@@ -133,7 +134,7 @@ def test_too_little_memory_is_refused_with_the_numbers(monkeypatch, sealed, caps
 @pytest.mark.parametrize(("setting", "message"), [("20x", "20x"), ("off", "'off' was given")])
 def test_settings_that_make_no_sense_are_refused_before_anything_is_evaluated(setting, message, sealed, capsys) -> None:
     try:
-        code = main(["speed", "qwen-image", setting])
+        code = main(["qwen-image", setting])
     except SystemExit as left:
         code = left.code
     assert code == 2 and message in capsys.readouterr().err
@@ -144,7 +145,7 @@ def test_settings_that_make_no_sense_are_refused_before_anything_is_evaluated(se
 )
 def test_numbers_that_make_no_sense_are_refused(options: tuple[str, str], capsys) -> None:
     with pytest.raises(SystemExit) as left:
-        main(["speed", "dev", *options])
+        main(["dev", *options])
     assert left.value.code == 2 and f"argument {options[0]}" in capsys.readouterr().err
 
 
@@ -156,5 +157,5 @@ def test_a_schedule_needs_steps(sealed) -> None:
 
 @pytest.mark.skipif("REAL_SIZE" not in os.environ, reason="takes gigabytes and minutes; set REAL_SIZE=1")
 def test_really(sealed, capsys) -> None:
-    assert main(["speed", "flux2-klein-base-4b", "2x", *SMALL, "--steps", "6", "--guidance", "1"]) == 0
+    assert main(["flux2-klein-base-4b", "2x", *SMALL, "--steps", "6", "--guidance", "1"]) == 0
     assert "1 of 5 transformer_blocks" in capsys.readouterr().out

@@ -95,8 +95,8 @@ class _Listener:
         with _leaving():
             if model_config is None:
                 raise UnsupportedModelError(f"{pipeline.__name__} was built without a model of mflux's registry")
-            usual, options = choose.recommended(None), {} if args is None else vars(args)
-            found = choose.choose(pipeline, model_config, source, choose.catalog(), method=usual, options=options)
+            usual = settings.Settings(choose.recommended(None), "here", True)
+            found = choose.choose(pipeline, model_config, source, choose.catalog(), usual, args)
             if found.problem is not None:
                 print(found.problem, file=sys.stderr)
             self._check(found, source or model_config.model_name)

@@ -7,7 +7,7 @@ interrupted, 141 nobody read on.
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from importlib.metadata import version
 
@@ -24,7 +24,6 @@ VERBS = {
     "compare": ("compare", "make one picture with several settings, and show how near they come to plain mflux"),
     "drafts": ("drafts", "make fast drafts of many seeds, and the best of them in full"),
     "bench": ("bench", "measure settings over a suite of models, prompts and seeds"),
-    "speed": ("speed", "measure what settings cost and save at a model's real size, without a download"),
     "demo": ("demo", "bench the demo model: plain, with TeaCache, and plain in as many steps"),
 }
 
@@ -44,8 +43,13 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
+    return exit_code(args.run, args)
+
+
+def exit_code(run: Callable[[argparse.Namespace], int], args: argparse.Namespace) -> int:
+    """What `run` returns, or the code of an error that stderr names."""
     try:
-        code = args.run(args)
+        code = run(args)
         sys.stdout.flush()
         return code
     except KeyboardInterrupt:

@@ -26,11 +26,8 @@ def find(word: str) -> EntryPoint | None:
 def run(command: EntryPoint, options: Sequence[str], listener: object | None = None) -> Any:
     """Run a command, as `find` gives it, to its end; returns what it returns. `sys.argv` is what it was afterwards.
 
-    `listener` is a plugin for this run, called before all others unless its hooks say otherwise.
-
-    Raises:
-        Leave: the listener raised it.
-        SystemExit: the command's parser refused the options, or it ended so.
+    `listener` is a plugin for this run, called before all others unless its hooks say otherwise; it may raise Leave.
+    SystemExit: the command's parser refused the options, or it ended so.
     """
     before, sys.argv = sys.argv, [command.name, *options]
     if listener is not None:

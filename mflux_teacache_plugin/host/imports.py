@@ -68,8 +68,6 @@ def _watch(loader: "Any", name: str) -> None:
 
 
 def _tidy() -> None:
-    for name in [name for name, callbacks in _pending.items() if not callbacks]:
-        del _pending[name]
     if not _pending and _FINDER in sys.meta_path:
         sys.meta_path.remove(_FINDER)
 

@@ -19,10 +19,8 @@ _LAYERS = "_mflux_layers"  # on an object: class → name → its layers, the ne
 def stand_before(target: Any, name: str, layer: Layer) -> Callable[[], None]:
     """Let `layer(inner, *args, **kwargs)` answer `target.name(...)` from now on; returns what ends it.
 
-    Args:
-        target: an object; `"__call__"` stands before calls of the object itself. Or a class, for a static method that is
-            looked up on the class.
-        name: of the method; AttributeError if there is none.
+    `"__call__"` stands before calls of the object itself. AttributeError if there is no such method. `target` may also be a
+    class, for a static method that is looked up on the class.
     """
     if isinstance(target, type):
         return _in_place(next(each for each in target.__mro__ if name in vars(each)), name, layer)

@@ -7,13 +7,13 @@ before the model's `generate_image` does. An observer's fault is one line and ne
 import inspect
 import weakref
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any
 
 from mflux_teacache_plugin.host import faults
 from mflux_teacache_plugin.host.layers import stand_before
 
 _MARK = "_mflux_watch"
-_LISTS = ("before_loop", "in_loop", "after_loop", "interrupt")
 
 
 class Observer:
@@ -59,7 +59,7 @@ class Watch:
         self._leave()
         model = self._model()
         if model is not None and getattr(model, _MARK, None) is self:
-            for name in _LISTS:
+            for name in ("before_loop", "in_loop", "after_loop", "interrupt"):
                 callbacks = getattr(model.callbacks, name)
                 callbacks[:] = [callback for callback in callbacks if callback is not self]
             vars(model).pop(_MARK)
@@ -68,21 +68,16 @@ class Watch:
         image = None
         self._depth += 1
         try:
-            self._called(args, kwargs)
+            with suppress(TypeError):  # generate_image says so better
+                passed = self._parameters.bind(*args, **kwargs)
+                passed.apply_defaults()
+                self._tell("generation_called", passed.arguments)
             image = generate(*args, **kwargs)
             return image
         finally:
             self._depth -= 1
             if self._depth == 0:
                 self._tell("generation_end", image, newest_first=True)
-
-    def _called(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        try:
-            passed = self._parameters.bind(*args, **kwargs)
-        except TypeError:  # generate_image says so better
-            return
-        passed.apply_defaults()
-        self._tell("generation_called", passed.arguments)
 
     def _tell(self, event: str, *args: Any, newest_first: bool = False) -> None:
         """Tell every observer, whatever another one does; a Ctrl-C meanwhile is passed on once all were told."""

@@ -1,8 +1,7 @@
 """Where coefficient files are looked for, which one wins, and which variant fits a loaded model.
 
 The search goes from what the user said most explicitly to what the package ships; the first variant of an id wins. A
-file that is there but broken is an error and never a reason to take other numbers. No mflux import: a loaded model
-comes in as a `ModelIdentity`, and which adapters fit it is the caller's knowledge.
+file that is there but broken is an error and never a reason to take other numbers. No mflux import.
 """
 
 import os
@@ -34,14 +33,11 @@ class ModelIdentity:
 
 @dataclass(frozen=True)
 class Entry:
-    """A variant, and which of the `ORIGINS` it came from.
-
-    `exact`: where it was chosen for a model, its numbers are for this model, not for one that it only resembles.
-    """
+    """A variant, and which of the `ORIGINS` it came from."""
 
     variant: Variant
     origin: str
-    exact: bool = True
+    exact: bool = True  #: for the model that it was chosen for, not for one that this only resembles
 
     @property
     def place(self) -> str:
@@ -53,7 +49,7 @@ class Entry:
 class Catalog:
     """All variants that can be used."""
 
-    user_folder: Path  #: where the user's own files belong
+    user_folder: Path  #: where the user's own files belong; it need not exist
     variants: dict[str, Entry] = field(default_factory=dict)  #: id → the entry that wins
     shadowed: dict[str, list[Entry]] = field(default_factory=dict)  #: id → the entries that it hides, strongest first
     #: Unusable files; empty unless loaded with strict=False.
@@ -146,11 +142,6 @@ def _names_source(name: str, source: str) -> bool:
     return path.absolute().name.casefold() in (name, name.rsplit("/", 1)[-1])
 
 
-def user_folder() -> Path:
-    """The folder for a user's own coefficient files; it need not exist."""
-    return platformdirs.user_config_path("mflux") / "teacache"
-
-
 def packaged_folder() -> Path:
     """The folder of the files that come with the package: inside it in a wheel, beside it in a checkout."""
     package = Path(__file__).parent.parent
@@ -170,12 +161,11 @@ def load_catalog(
 ) -> Catalog:
     """Read every coefficient file on the search path.
 
-    `explicit` is the file or folder that the option names; other plugins contributed the variants, files and folders.
-    VariantFileError if a file cannot be used, a path that was named does not exist or holds no file, or an origin has the same
-    id twice. Without `strict` that is kept in `Catalog.problems`, for listings only: such a catalog may hold other numbers
-    than the user meant.
+    `explicit` is the file or folder that the option names; `contributed` is what other plugins bring. VariantFileError if a
+    file cannot be used, a path that was named has none, or an origin has the same id twice. Without `strict` that is kept in
+    `Catalog.problems`, for listings only: such a catalog may hold other numbers than the user meant.
     """
-    catalog = Catalog(user_folder())
+    catalog = Catalog(platformdirs.user_config_path("mflux") / "teacache")
     sources: dict[str, list[Variant | Path]] = {
         "option": [] if explicit is None else [explicit],
         "environment": [Path(item) for item in environ.get(ENVIRONMENT_VARIABLE, "").split(os.pathsep) if item],
@@ -187,9 +177,14 @@ def load_catalog(
         _add_origin(catalog, origin, sources.get(origin, ()))
     if explicit is not None and Path(explicit).expanduser().is_file():
         catalog.explicit = next((entry for entry in catalog.variants.values() if entry.origin == "option"), None)
-    if strict and catalog.problems:
-        raise _one_error(catalog.problems)
-    return catalog
+    if not strict or not catalog.problems:
+        return catalog
+    first, *others = catalog.problems
+    if not others:
+        raise first
+    cause = "\n".join(filter(None, (line for each in catalog.problems for line in (each.error, each.cause))))
+    hint = "mflux-teacache doctor shows every file and where it was found"
+    raise VariantFileError(f"{len(catalog.problems)} problems with coefficient files", cause=cause, hint=hint)
 
 
 def _add_origin(catalog: Catalog, origin: str, sources: Iterable[Variant | Path]) -> None:
@@ -229,11 +224,3 @@ def _variants(
                 yield read_variant(file)
             except VariantFileError as problem:
                 problems.append(problem)
-
-
-def _one_error(problems: list[VariantFileError]) -> VariantFileError:
-    if len(problems) == 1:
-        return problems[0]
-    cause = "\n".join(filter(None, (line for problem in problems for line in (problem.error, problem.cause))))
-    hint = "mflux-teacache doctor shows every file and where it was found"
-    return VariantFileError(f"{len(problems)} problems with coefficient files", cause=cause, hint=hint)

@@ -27,8 +27,8 @@ SCHEMA = 1
 class Guard:
     """How many steps are always computed at the start and at the end of the active steps."""
 
-    first: int = key_field(checks.count, "first = 1", default=1)
-    last: int = key_field(checks.count, "last = 1", default=1)
+    first: int = key_field(checks.count, default=1)
+    last: int = key_field(checks.count, default=1)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -36,23 +36,20 @@ class Provenance:
     """Where a variant's numbers come from. `fitted`: on this very checkpoint, not borrowed from another."""
 
     source: str = key_field(checks.text, 'source = "who published the numbers, or your own run"')
-    recipe: str | None = key_field(checks.text, 'recipe = "10 prompts, 28 steps, 512x512"', default=None)
-    date: str | None = key_field(checks.date, 'date = "2026-01-31"', default=None)
-    r2: float | None = key_field(checks.number, "r2 = 0.8", default=None)
-    fitted: bool = key_field(checks.flag, "fitted = true", default=False)
-    notes: str | None = key_field(checks.text, 'notes = "what a user should know"', default=None)
+    recipe: str | None = key_field(checks.text, default=None)
+    date: str | None = key_field(checks.date, default=None)
+    r2: float | None = key_field(checks.number, default=None)
+    fitted: bool = key_field(checks.flag, default=False)
+    notes: str | None = key_field(checks.text, default=None)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Profile:
-    """The output's relative L1 change along a run, accumulated since the first σ, the mean over prompts.
-
-    `guidance` is what it was recorded at; a run at another one says so.
-    """
+    """The output's relative L1 change along a run at this guidance, accumulated since the first σ, the mean over prompts."""
 
     sigma: tuple[float, ...] = key_field(checks.falling, "sigma = [1.0, 0.9, 0.5, 0.02]")
     change: tuple[float, ...] = key_field(checks.rising, "change = [0.0, 0.4, 0.9, 1.8]")
-    guidance: float | None = key_field(checks.number, "guidance = 4.0", default=None)
+    guidance: float | None = key_field(checks.number, default=None)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -65,10 +62,10 @@ class StepList:
 
     steps: int = key_field(checks.count, "steps = 50")
     computed: tuple[int, ...] = key_field(checks.step_list, 'computed = "0-10,12,15,49"')
-    guidance: float | None = key_field(checks.number, "guidance = 4.0", default=None)
-    forecast: str | None = key_field(checks.text, 'forecast = "reuse"', default=None)
-    plain_is_nearer: bool = key_field(checks.flag, "plain_is_nearer = true", default=False)
-    source: str | None = key_field(checks.text, 'source = "who published it"', default=None)
+    guidance: float | None = key_field(checks.number, default=None)
+    forecast: str | None = key_field(checks.text, default=None)
+    plain_is_nearer: bool = key_field(checks.flag, default=False)
+    source: str | None = key_field(checks.text, default=None)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -86,32 +83,24 @@ class Variant:
 
     id: str = key_field(checks.identifier, 'id = "my-finetune"')
     adapter: str = key_field(checks.text, 'adapter = "flux1"')
-    models: tuple[str, ...] = key_field(checks.names, 'models = ["me/my-finetune"]')
-    related: tuple[str, ...] = key_field(checks.names, 'related = ["me/its-sibling"]', default=())
-    polynomial: tuple[float, ...] | None = key_field(
-        checks.polynomial, "polynomial = [0.0, 0.0, 0.0, 1.0, 0.0]", default=None
-    )
-    range: tuple[float, float] | None = key_field(checks.span, "range = [0.03, 0.22]", default=None)
-    threshold: float | None = key_field(checks.threshold, "threshold = 0.2", default=None)
-    profile: Profile | None = key_field(  # noqa: RUF009
-        checks.table(Profile), "a section [profile] with sigma and change", default=None
-    )
-    step_lists: tuple[StepList, ...] = key_field(
-        checks.tables(StepList), "a section [[step_lists]] with steps and computed", default=()
-    )
-    mag_ratios: tuple[float, ...] | None = key_field(checks.ratios, "mag_ratios = [1.0, 1.21, 1.12]", default=None)
-    recommended: str | None = key_field(checks.text, 'recommended = "2x"', default=None)
-    guard: Guard = key_field(checks.table(Guard), "guard = { first = 1, last = 1 }", default=Guard())  # noqa: RUF009
-    distilled: bool = key_field(checks.flag, "distilled = true", default=False)
+    models: tuple[str, ...] = key_field(checks.names(1), 'models = ["me/my-finetune"]')
+    related: tuple[str, ...] = key_field(checks.names(0), default=())
+    polynomial: tuple[float, ...] | None = key_field(checks.polynomial, default=None)
+    range: tuple[float, float] | None = key_field(checks.span, default=None)
+    threshold: float | None = key_field(checks.threshold, default=None)
+    profile: Profile | None = key_field(checks.table(Profile), default=None)  # noqa: RUF009
+    step_lists: tuple[StepList, ...] = key_field(checks.tables(StepList), default=())
+    mag_ratios: tuple[float, ...] | None = key_field(checks.ratios, default=None)
+    recommended: str | None = key_field(checks.text, default=None)
+    guard: Guard = key_field(checks.table(Guard), default=Guard())  # noqa: RUF009
+    distilled: bool = key_field(checks.flag, default=False)
     weights_licence: str = key_field(checks.text, 'weights_licence = "Apache-2.0"')
     provenance: Provenance = key_field(checks.table(Provenance), 'a section [provenance] with source = "..."')  # noqa: RUF009
     path: Path | None = dataclasses.field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         problems = Problems()
-        values = check_table(Variant, as_table(self), problems)
-        if not problems:
-            _judge_as_a_whole(values, problems)
+        values = _judged(as_table(self), problems)
         if problems:
             raise VariantFileError(f"the variant {show(self.id)} is not usable", cause="\n".join(problems))
         for name, value in values.items():
@@ -123,20 +112,20 @@ class Variant:
         numbers = (self.polynomial, self.range, self.threshold, self.guard.first, self.guard.last)
         profile = self.profile and {"sigma": self.profile.sigma, "change": self.profile.change}
         told = ("steps", "computed", "guidance", "forecast")
-        lists = [
-            {key: getattr(each, key) for key in told if getattr(each, key) is not None} for each in self.step_lists
-        ]
-        placed = (profile, lists)
+        lists = [{key: value for key in told if (value := getattr(each, key)) is not None} for each in self.step_lists]
         further = () if self.mag_ratios is None else (self.mag_ratios,)
-        return hashlib.sha256(json.dumps((numbers, placed, *further)).encode()).hexdigest()[:12]
+        return hashlib.sha256(json.dumps((numbers, (profile, lists), *further)).encode()).hexdigest()[:12]
 
     def replace(self, **changes: Any) -> "Variant":
         """A copy with some fields changed, checked like any other variant."""
         return dataclasses.replace(self, **changes)
 
 
-def _judge_as_a_whole(values: dict[str, Any], problems: Problems) -> None:
-    """What no key shows by itself."""
+def _judged(data: dict[str, Any], problems: Problems) -> dict[str, Any]:
+    """The values of a variant's table; to `problems` goes what is wrong with a key, or else with all of them together."""
+    values = check_table(Variant, data, problems)
+    if problems:
+        return values
     there, missing = sorted(("polynomial", "threshold"), key=lambda key: values.get(key) is None)
     if (values.get(there) is None) != (values.get(missing) is None):
         problems.add(missing, f"missing, though there is a {there}", "give both or neither")
@@ -152,6 +141,7 @@ def _judge_as_a_whole(values: dict[str, Any], problems: Problems) -> None:
         if published.forecast not in (None, *ORDERS):
             fix = f"there are {', '.join(ORDERS)}"
             problems.add(f"step_lists[{index}].forecast", f"no forecast is called {published.forecast}", fix)
+    return values
 
 
 def read_variant(path: Path) -> Variant:
@@ -164,14 +154,10 @@ def read_variant(path: Path) -> Variant:
         problems.add("schema", what, f"write schema = {SCHEMA}")
     elif schema > SCHEMA:
         # The rest is not looked at: complaints about keys of a schema this version does not know would mislead.
-        raise VariantFileError(
-            f"{path} was made for a newer version of mflux-teacache-plugin",
-            cause=f"it says schema = {show(schema)}; this version reads schema {SCHEMA}",
-            hint="upgrade: pip install --upgrade mflux-teacache-plugin",
-        )
-    values = check_table(Variant, data, problems)
-    if not problems:
-        _judge_as_a_whole(values, problems)
+        newer = f"{path} was made for a newer version of mflux-teacache-plugin"
+        cause = f"it says schema = {show(schema)}; this version reads schema {SCHEMA}"
+        raise VariantFileError(newer, cause=cause, hint="upgrade: pip install --upgrade mflux-teacache-plugin")
+    values = _judged(data, problems)
     if values.get("id") and values["id"] != path.stem and path.name != BESIDE_MODEL:
         problems.add("id", f'"{values["id"]}" is not the name of the file', "rename the file or change the id")
     if problems:
