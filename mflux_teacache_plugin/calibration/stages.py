@@ -117,14 +117,12 @@ class Calibration:
         cases: list[Case] = []
         shots: list[Shot] = []
         groups[0]["settings"] = settings
-        ways = {name: way for group in groups for names in group["tried"].values() for name, way in names.items()}
-        trial = sweep.Sweep(model, variant, proposal["active"], self.place / "pictures", ways)
         first = propose.first_round(len(self.held_out))
         for prompts, most in zip((self.held_out[:first], self.held_out[first:]), proposal["depth"], strict=True):
             cases += (
                 new := [self._case(prompt, group, most, proposal["steps"]) for prompt in prompts for group in groups]
             )
-            shots += trial.pictures(new) or ()
+            shots += sweep.pictures(model, variant, proposal["active"], self.place, new)
             if shards.leads():
                 self._rank(groups, cases, shots)
             groups = shards.share(groups)
@@ -133,11 +131,12 @@ class Calibration:
 
     def _case(self, prompt: str, group: dict[str, Any], most: int, steps: int) -> Case:
         """One picture of a group, with its settings and the first so many ways to each speed-up."""
-        guidance, named = group["guidance"], [name for names in group["tried"].values() for name in list(names)[:most]]
+        guidance = group["guidance"]
+        named = {name: way for names in group["tried"].values() for name, way in list(names.items())[:most]}
         name = slug(prompt) if guidance is None else f"{slug(prompt)}-guidance-{guidance:g}"
         command = self.command.with_options(prompt=prompt, seed=SEED, guidance=guidance)
         settings = (*group["settings"], *named)
-        return Case(name, group["name"], prompt, SEED, steps, settings, command, guidance=guidance)
+        return Case(name, group["name"], prompt, SEED, steps, settings, command, "", guidance, named)
 
     def _rank(self, groups: Sequence[dict[str, Any]], cases: Sequence[Case], shots: Sequence[Shot]) -> None:
         """Put the ways with the nearest pictures first in each group, but for what the profile gives, which stays first."""

@@ -79,7 +79,7 @@ def _make(missing: Sequence[tuple[Case, str]], setting: str, ledger: Ledger) -> 
             for case, way in missing:
                 draft = ledger.find(case, setting, case.steps, 0)  # which knows how many steps the loop takes
                 active = 1.0 if draft is None else (draft.run.computed + draft.run.skipped) / draft.run.steps
-                ledger.maker = counted(sweep.Sweep(model, choices[-1].variant, active, ledger.pictures).make)
+                ledger.maker = counted(sweep.maker(model, choices[-1].variant, active, ledger.pictures))
                 ledger.make(case, way, case.steps, 0)
 
     takeover.run(missing[0][0].command, lambda choice, _: choices.append(choice), make)

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +24,9 @@ class Case:
         group: cases of one group are summed up in one row for each setting.
         settings: what it is made with beside plain mflux.
         command: with prompt and seed, without steps and setting.
-        guidance: where it is not the command's own.
         whole: the case of the same picture by the whole model, or the least quantized one; "" for that one itself.
+        guidance: where it is not the command's own.
+        texts: what `--teacache` takes, for those settings that are names.
     """
 
     name: str
@@ -37,6 +38,11 @@ class Case:
     command: Command
     whole: str = ""
     guidance: float | None = None
+    texts: Mapping[str, str] = field(default_factory=dict)
+
+    def text(self, setting: str) -> str:
+        """What `--teacache` takes for one of the settings."""
+        return self.texts.get(setting, setting)
 
     @property
     def most_shots(self) -> int:
