@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory
 from mflux_teacache_plugin.cli import output
 from mflux_teacache_plugin.measure import metrics, runs, series, shards, suite
 from mflux_teacache_plugin.measure.ledger import Ledger
-from mflux_teacache_plugin.measure.series import Case
+from mflux_teacache_plugin.measure.series import Case, Series
 from mflux_teacache_plugin.measure.suite import Suite
 from mflux_teacache_plugin.methods import OFF
 
@@ -52,7 +52,7 @@ def bench(args: argparse.Namespace, wanted: Suite, out: Path) -> int:
     shots = [shot for repetition, case in items for shot in series.one_round(case, repetition, ledger.make)]
     about = f"{wanted.source} Medians of {wanted.repetitions} repetitions, means over {len(cases)} pictures.".strip()
     facts = {"suite": asdict(wanted)}
-    rows, table = report.conclude(wanted.title, about, facts, cases, shots, ledger.pictures, out)
+    rows, table = report.conclude(wanted.title, about, facts, Series(cases, shots, ledger.pictures), out)
     output.print_findings(rows, table, args.format)
     if found:
         print(f"{found} of {len(shots)} runs were there already; --fresh measures them again", file=sys.stderr)

@@ -17,7 +17,7 @@ from mflux_teacache_plugin.cli import bench, calibrate, compare, output
 from mflux_teacache_plugin.errors import SettingsError
 from mflux_teacache_plugin.measure import metrics, runs, series, shards
 from mflux_teacache_plugin.measure.ledger import Ledger
-from mflux_teacache_plugin.measure.series import Case
+from mflux_teacache_plugin.measure.series import Case, Series
 from mflux_teacache_plugin.methods import OFF
 
 #: Of the drafts, where nothing is said: how many, and the first seed where the command has none.
@@ -92,7 +92,7 @@ def _conclude(first: Case, cases: Sequence[Case], args: argparse.Namespace, ledg
     ways = (args.setting, OFF)
     made = [(case, [shot for way in ways if (shot := ledger.find(case, way, case.steps, 0))]) for case in cases]
     full = {case.name: case.name for case, shots in made if len(shots) > 1}
-    near = series.similarities([shot for _, shots in made for shot in shots], cases, ledger.pictures, full)
+    near = Series(list(cases), [shot for _, shots in made for shot in shots], ledger.pictures).similarities(full)
     tiles, table = [], []
     for case, (draft, *finals) in made:
         likeness = near.get(draft.file)

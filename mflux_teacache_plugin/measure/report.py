@@ -18,10 +18,10 @@ import numpy as np
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
-from mflux_teacache_plugin.measure import files, machine, results, series
+from mflux_teacache_plugin.measure import files, machine, results
 from mflux_teacache_plugin.measure.metrics import Similarity, pixels
 from mflux_teacache_plugin.measure.results import Row, by_group
-from mflux_teacache_plugin.measure.series import Case, Shot
+from mflux_teacache_plugin.measure.series import Case, Series, Shot
 from mflux_teacache_plugin.methods import OFF
 
 plt.switch_backend("Agg")  # files only: needs no display
@@ -50,41 +50,33 @@ def conclude(
     title: str,
     about: str,
     facts: dict[str, Any],
-    cases: Sequence[Case],
-    shots: Sequence[Shot],
-    pictures: Path,
+    made: Series,
     out: Path,
 ) -> tuple[list[Row], dict[str, Any]]:
-    """Compare the pictures in the folder `pictures`, and write everything to `out`; the rows, and what results.json holds:
-    `facts` come first in it.
-    """
-    near = series.similarities(shots, cases, pictures, {case.name: case.name for case in cases})
-    whole = series.similarities(shots, cases, pictures, {case.name: case.whole for case in cases if case.whole})
-    rows = results.rows(cases, shots, near, whole)
-    table = {**facts, **results.as_table(cases, shots, near, rows)}
+    """Compare the pictures, and write everything to `out`; the rows, and what results.json holds: `facts` come first in it."""
+    near = made.against_plain()
+    rows = results.rows(made, near)
+    table = {**facts, **results.as_table(made, near, rows)}
     files.write(out / "results.json", files.as_json(table))
-    write(title, about, cases, rows, lines(cases, shots, near, pictures), out)
+    write(title, about, made.cases, rows, lines(made, near), out)
     return rows, table
 
 
-def lines(
-    cases: Sequence[Case], shots: Sequence[Shot], near: Mapping[str, Similarity], folder: Path
-) -> dict[str, Lines]:
+def lines(made: Series, near: Mapping[str, Similarity]) -> dict[str, Lines]:
     """By group, for each case and each setting that all of them have: prompt and setting, and three tiles, plain, with the
     setting, and plain with as many steps.
     """
-    first = {(shot.case, shot.setting, shot.steps): shot for shot in shots if shot.repetition == 0}
-
-    found: dict[str, Lines] = {}
+    cases, found = made.cases, dict[str, Lines]()
+    first = {(shot.case, shot.setting, shot.steps): shot for shot in made.shots if shot.repetition == 0}
     for case in cases:
-        plain = tile("plain", first[case.name, OFF, case.steps], folder)
+        plain = tile("plain", first[case.name, OFF, case.steps], made.folder)
         others = [other for other in cases if other.group == case.group]
         for setting in (each for each in case.settings if all(each in other.settings for other in others)):
             shot = first[case.name, setting, case.steps]
             fewer = first[case.name, OFF, shot.run.fewer(first[case.name, OFF, case.steps].run)]
             label = setting if len(cases) == 1 else f"{case.prompt}\n{setting}"
             ways = ((setting, shot), ("plain, fewer steps", fewer))
-            tiles = [plain, *(tile(name, each, folder, near[each.file]) for name, each in ways)]
+            tiles = [plain, *(tile(name, each, made.folder, near[each.file]) for name, each in ways)]
             found.setdefault(case.group, []).append((label, tiles))
     return found
 

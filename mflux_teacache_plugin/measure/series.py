@@ -1,7 +1,7 @@
 """Pictures in several ways: plain, with each setting, and plain with as many steps as each setting computed."""
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -67,6 +67,27 @@ class Shot:
         return cls(**{**values, "run": Run(**values["run"])})
 
 
+@dataclass(frozen=True)
+class Series:
+    """The shots that were made of some cases, and the folder of their pictures."""
+
+    cases: list[Case]
+    shots: list[Shot]
+    folder: Path
+
+    def similarities(self, references: Mapping[str, str]) -> dict[str, Similarity]:
+        """Each first picture of a case in `references`, by its file's name, against the plain one of the case named there."""
+        first = [shot for shot in self.shots if shot.repetition == 0]
+        steps = {case.name: case.steps for case in self.cases}
+        plain = {shot.case: shot.file for shot in first if shot.setting == OFF and shot.steps == steps[shot.case]}
+        against = [(shot.file, plain[references[shot.case]]) for shot in first if shot.case in references]
+        return {file: metrics.similarity(self.folder / file, self.folder / other) for file, other in against}
+
+    def against_plain(self) -> dict[str, Similarity]:
+        """Each first picture, by its file's name, against the plain one of its case."""
+        return self.similarities({case.name: case.name for case in self.cases})
+
+
 #: Makes a shot, or finds it where it was kept: (case, setting, steps, repetition) → Shot.
 Maker = Callable[[Case, str, int, int], Shot]
 
@@ -100,20 +121,6 @@ def one_round(case: Case, repetition: int, make: Maker) -> list[Shot]:
     shots = [make(case, setting, case.steps, repetition) for setting in (OFF, *case.settings)]
     fewer = {shot.run.fewer(shots[0].run) for shot in shots} - {case.steps}
     return shots + [make(case, OFF, steps, repetition) for steps in sorted(fewer, reverse=True)]
-
-
-def similarities(
-    shots: Sequence[Shot], cases: Sequence[Case], folder: Path, references: Mapping[str, str]
-) -> dict[str, Similarity]:
-    """Each first picture of a case in `references`, by its file's name, against the plain one of the case named there."""
-    first = [shot for shot in shots if shot.repetition == 0]
-    steps = {case.name: case.steps for case in cases}
-    plain = {shot.case: shot.file for shot in first if shot.setting == OFF and shot.steps == steps[shot.case]}
-    return {
-        shot.file: metrics.similarity(folder / shot.file, folder / plain[references[shot.case]])
-        for shot in first
-        if shot.case in references
-    }
 
 
 @contextmanager

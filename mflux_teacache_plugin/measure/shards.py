@@ -15,6 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
+from mflux_teacache_plugin.checks import as_table
 from mflux_teacache_plugin.errors import TeaCacheError
 
 T = TypeVar("T")
@@ -64,8 +65,8 @@ def mine(items: Sequence[T]) -> list[T]:
 
 
 def share(value: Any) -> Any:
-    """Rank 0's `value`, any JSON value, on every rank. All ranks have to come; what the others give does not count."""
-    return json.loads(_every(json.dumps(value if leads() else None).encode())[0])
+    """Rank 0's `value`, as JSON holds it, on every rank. All ranks have to come; what the others give does not count."""
+    return json.loads(_every(json.dumps(value if leads() else None, default=as_table).encode())[0])
 
 
 def wait() -> None:
