@@ -9,7 +9,7 @@ from argparse import ArgumentTypeError
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -18,9 +18,7 @@ from mflux_teacache_plugin.caching.gate import Change, Setup, Verdict
 from mflux_teacache_plugin.caching.stats import Generation
 from mflux_teacache_plugin.errors import SettingsError
 from mflux_teacache_plugin.methods.method import Method, finite, keyed, plain, to_float, whole
-
-if TYPE_CHECKING:
-    from mflux_teacache_plugin.variants import Variant
+from mflux_teacache_plugin.variants import Variant
 
 
 @dataclass(frozen=True)
@@ -110,7 +108,7 @@ class DualCache(Method):
         given = ",".join(f"{key}={plain(value)}" for key, value in self.settings.given().items())
         return f"dualcache:{self.preset or given}"
 
-    def check(self, variant: "Variant | None", blocks: Mapping[str, int] | None = None) -> None:
+    def check(self, variant: Variant | None, blocks: Mapping[str, int] | None = None) -> None:
         if blocks is not None:
             self.fit(blocks)
 
@@ -146,7 +144,7 @@ class DualCache(Method):
             line += f", changes {', '.join(f'{name} {value:.3g}' for name, value in spread)}"
         return line
 
-    def why_nothing(self, generation: Generation, variant: "Variant | None") -> str:
+    def why_nothing(self, generation: Generation, variant: Variant | None) -> str:
         return f"no list of blocks changed by less than {self.settings.rdt:g}; a higher rdt skips"
 
 
