@@ -30,13 +30,9 @@ def _refuse_noise(model_config: Any | None, options: Mapping[str, Any]) -> str |
     return "its sampler er_sde adds noise between the steps; --scheduler euler adds none"
 
 
-def _lens_sigmas(model: Any, config: Any, arguments: Mapping[str, Any]) -> Sequence[float]:
-    return model._turbo_sigmas(config.image_seq_len, config.num_inference_steps)[:-1]
-
-
 def _ming_sigmas(model: Any, config: Any, arguments: Mapping[str, Any]) -> Sequence[float]:
-    sigmas = model.sigmas(config.num_inference_steps).tolist()
-    return [sigma for sigma in sigmas if sigma > 0]  # at 0, on its last step, Ming does not call the transformer
+    # at 0, on its last step, Ming does not call the transformer
+    return [sigma for sigma in model.sigmas(config.num_inference_steps).tolist() if sigma > 0]
 
 
 def _refuse_iris_turbo(model_config: Any | None, options: Mapping[str, Any]) -> str | None:
@@ -186,7 +182,7 @@ LENS = Adapter(
     id="lens",
     pipelines=(f"{_MODELS}.lens.variants.txt2img.lens_image:LensImage",),
     taps=_ONE_LIST,
-    sigmas=_lens_sigmas,
+    sigmas=lambda model, config, _: model._turbo_sigmas(config.image_seq_len, config.num_inference_steps)[:-1],
 )
 
 # The loop calls the transformer, once for the prompt and once without it.

@@ -62,10 +62,10 @@ def bench(args: argparse.Namespace, wanted: Suite, out: Path) -> int:
 
 def _measure(wanted: Suite, items: Sequence[tuple[int, Case]], ledger: Ledger) -> None:
     """A round of shots for each item of this rank. What can be known to be wrong is told before the first of them."""
-    missing = [
-        case for n, case in items if not all(ledger.find(case, each, case.steps, n) for each in (OFF, *case.settings))
-    ]
-    first = {case.group: case for case in reversed(missing)}  # of each group, one that is to be made
+    first: dict[str, Case] = {}  # of each group, one that is to be made
+    for n, case in items:
+        if not all(ledger.find(case, each, case.steps, n) for each in (OFF, *case.settings)):
+            first.setdefault(case.group, case)
     for case in first.values():
         runs.check(case.command.with_options(steps=case.steps), case.settings)
     warm_ups = wanted.warm_up * sum(1 + len(case.settings) for case in first.values())

@@ -164,23 +164,11 @@ _LEAST = {"F": 1, "B": 0, "warmup": 0, "warmup_interval": 1, "max_cached": -1, "
 _FIELDS = tuple(field.name for field in fields(DualCacheSettings))
 
 #: cache-dit's names of the settings.
-_THEIRS = {"fn": "F", "bn": "B"} | dict(
-    zip(
-        [
-            "fn_compute_blocks",
-            "bn_compute_blocks",
-            "residual_diff_threshold",
-            "max_warmup_steps",
-            "warmup_interval",
-            "max_cached_steps",
-            "max_continuous_cached_steps",
-            "max_accumulated_residual_diff_threshold",
-            "cfg_diff_compute_separate",
-        ],
-        _FIELDS,
-        strict=True,
-    )
+_NAMES = (
+    "fn_compute_blocks bn_compute_blocks residual_diff_threshold max_warmup_steps warmup_interval max_cached_steps "
+    "max_continuous_cached_steps max_accumulated_residual_diff_threshold cfg_diff_compute_separate"
 )
+_THEIRS = {"fn": "F", "bn": "B"} | dict(zip(_NAMES.split(), _FIELDS, strict=True))
 
 
 def _value(name: str, text: str) -> float | int | bool:
