@@ -22,9 +22,9 @@ HELD_OUT = 3
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.usage = "mflux-teacache calibrate [options] -- COMMAND ..."
-    add, told = (
-        parser.add_argument,
-        "an image command of mflux with its options; its prompt, seed and output are replaced",
+    add = parser.add_argument
+    told = (
+        "an image command of mflux, such as `mflux-generate --model dev -q 8`; its prompt, seed and output are replaced"
     )
     add("command", nargs=argparse.REMAINDER, metavar="COMMAND ...", help=told)
     add("--prompts", type=Path, metavar="FILE", help="one prompt a line; default: ten of its own")

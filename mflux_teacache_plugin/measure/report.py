@@ -21,7 +21,7 @@ from PIL import Image
 from mflux_teacache_plugin.measure import files, machine, results
 from mflux_teacache_plugin.measure.metrics import Similarity, pixels
 from mflux_teacache_plugin.measure.results import Row, by_group
-from mflux_teacache_plugin.measure.series import Case, Series, Shot
+from mflux_teacache_plugin.measure.series import Series, Shot
 from mflux_teacache_plugin.methods import OFF
 
 plt.switch_backend("Agg")  # files only: needs no display
@@ -47,18 +47,30 @@ Lines = list[tuple[str, list[Tile]]]
 
 
 def conclude(
-    title: str,
-    about: str,
-    facts: dict[str, Any],
-    made: Series,
-    out: Path,
+    title: str, about: str, facts: dict[str, Any], made: Series, out: Path
 ) -> tuple[list[Row], dict[str, Any]]:
-    """Compare the pictures, and write everything to `out`; the rows, and what results.json holds: `facts` come first in it."""
+    """Compare the pictures, and write results.json (`facts` come first in it), comparison.png, frontier.png and report.html to
+    `out`; the rows, and what results.json holds.
+
+    Several groups get a comparison each, comparison-1.png and so on; several quantizations of a model get sizes.png.
+    """
     near = made.against_plain()
     rows = results.rows(made, near)
     table = {**facts, **results.as_table(made, near, rows)}
     files.write(out / "results.json", files.as_json(table))
-    write(title, about, made.cases, rows, lines(made, near), out)
+    groups, shown, commands = by_group(rows), lines(made, near), {}
+    for number, (group, of_group) in enumerate(groups.items(), start=1):
+        chosen, first = results.best(of_group), next(case for case in made.cases if case.group == group)
+        setting = chosen and chosen.setting.partition(" ")[0]  # a name begins with what --teacache takes
+        commands[group] = first.command.with_options(steps=first.steps, teacache=setting)
+        if group in shown:
+            grid(shown[group], out / (f"comparison-{number}.png" if len(groups) > 1 else "comparison.png"))
+    charts = {"frontier.png": frontier(rows)} if shown else {}
+    charts |= {"sizes.png": sizes(rows)} if any(row.whole for row in rows) else {}
+    for name, figure in charts.items():
+        _save(figure, out / name)
+    drawn = [_data("image/png", (out / name).read_bytes()) for name in charts]
+    _page(out / "report.html", title=title, about=about, groups=groups, commands=commands, charts=drawn, shown=shown)
     return rows, table
 
 
@@ -88,28 +100,6 @@ def tile(title: str, shot: Shot, folder: Path, near: Similarity | None = None, c
         told = f"SSIM {near.ssim:.3f}, " + ("the same" if np.isinf(near.psnr) else f"PSNR {near.psnr:.1f} dB")
     cost = f"{shot.run.computed:.4g} steps computed, {shot.run.seconds:.1f} s"
     return Tile(title, folder / shot.file, cost, told, command)
-
-
-def write(
-    title: str, about: str, cases: Sequence[Case], rows: Sequence[Row], shown: Mapping[str, Lines], out: Path
-) -> None:
-    """Write comparison.png, frontier.png and report.html to `out`.
-
-    Several groups get a comparison each, comparison-1.png and so on; several quantizations of a model get sizes.png.
-    """
-    groups, commands = by_group(rows), {}
-    for number, (group, of_group) in enumerate(groups.items(), start=1):
-        chosen, first = results.best(of_group), next(case for case in cases if case.group == group)
-        setting = chosen and chosen.setting.partition(" ")[0]  # a name begins with what --teacache takes
-        commands[group] = first.command.with_options(steps=first.steps, teacache=setting)
-        if group in shown:
-            grid(shown[group], out / (f"comparison-{number}.png" if len(groups) > 1 else "comparison.png"))
-    charts = {"frontier.png": frontier(rows)} if shown else {}
-    charts |= {"sizes.png": sizes(rows)} if any(row.whole for row in rows) else {}
-    for name, figure in charts.items():
-        _save(figure, out / name)
-    drawn = [_data("image/png", (out / name).read_bytes()) for name in charts]
-    _page(out / "report.html", title=title, about=about, groups=groups, commands=commands, charts=drawn, shown=shown)
 
 
 def contact(title: str, about: str, tiles: Sequence[Tile], out: Path) -> None:
