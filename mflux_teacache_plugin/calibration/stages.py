@@ -26,7 +26,7 @@ from mflux_teacache_plugin.calibration.traces import TraceError
 from mflux_teacache_plugin.checks import as_table
 from mflux_teacache_plugin.choose import Choice
 from mflux_teacache_plugin.errors import SettingsError, TeaCacheError
-from mflux_teacache_plugin.measure import results, shards
+from mflux_teacache_plugin.measure import report, results, shards
 from mflux_teacache_plugin.measure.results import Row
 from mflux_teacache_plugin.measure.runs import Command
 from mflux_teacache_plugin.measure.series import Case, Series
@@ -187,8 +187,6 @@ class Calibration:
 
     def _conclude(self, variant: Variant, groups: Sequence[Group], made: Series, notes: list[str]) -> None:
         """Choose, and write the report and the coefficient file."""
-        from mflux_teacache_plugin.measure import report  # matplotlib takes its time
-
         about = f"{variant.provenance.recipe}. {variant.provenance.notes}\n{SECONDS if made.cases else ''}"
         facts = {"variant": asdict(variant)}
         self.rows, _ = report.conclude(f"Calibration of {variant.id}", about.strip(), facts, made, self.place)

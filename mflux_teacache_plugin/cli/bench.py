@@ -10,7 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from mflux_teacache_plugin.cli import output
-from mflux_teacache_plugin.measure import metrics, runs, series, shards, suite
+from mflux_teacache_plugin.measure import metrics, report, runs, series, shards, suite
 from mflux_teacache_plugin.measure.ledger import Ledger
 from mflux_teacache_plugin.measure.series import Case, Series
 from mflux_teacache_plugin.measure.suite import Suite
@@ -47,8 +47,6 @@ def bench(args: argparse.Namespace, wanted: Suite, out: Path) -> int:
         shards.gather_files(sorted(ledger.files), out)
     if not shards.leads():
         return 0
-    from mflux_teacache_plugin.measure import report  # matplotlib takes its time
-
     shots = [shot for repetition, case in items for shot in series.one_round(case, repetition, ledger.make)]
     about = f"{wanted.source} Medians of {wanted.repetitions} repetitions, means over {len(cases)} pictures.".strip()
     facts = {"suite": asdict(wanted)}

@@ -23,9 +23,7 @@ HELD_OUT = 3
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.usage = "mflux-teacache calibrate [options] -- COMMAND ..."
     add = parser.add_argument
-    told = (
-        "an image command of mflux, such as `mflux-generate --model dev -q 8`; its prompt, seed and output are replaced"
-    )
+    told = "an image command of mflux, such as `mflux-generate --model dev -q 8`; prompt, seed and output are replaced"
     add("command", nargs=argparse.REMAINDER, metavar="COMMAND ...", help=told)
     add("--prompts", type=Path, metavar="FILE", help="one prompt a line; default: ten of its own")
     told = "prompts to try settings on, the last ones; default: 3 of 10; 0: none"

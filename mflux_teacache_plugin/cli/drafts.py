@@ -15,7 +15,7 @@ from mflux_teacache_plugin.calibration.takeover import Model
 from mflux_teacache_plugin.choose import Choice
 from mflux_teacache_plugin.cli import bench, calibrate, compare, output
 from mflux_teacache_plugin.errors import SettingsError
-from mflux_teacache_plugin.measure import metrics, runs, series, shards
+from mflux_teacache_plugin.measure import metrics, report, runs, series, shards
 from mflux_teacache_plugin.measure.ledger import Ledger
 from mflux_teacache_plugin.measure.series import Case, Series
 from mflux_teacache_plugin.methods import OFF
@@ -87,8 +87,6 @@ def _make(missing: Sequence[tuple[Case, str]], setting: str, ledger: Ledger) -> 
 
 def _conclude(first: Case, cases: Sequence[Case], args: argparse.Namespace, ledger: Ledger, folder: Path) -> None:
     """The sheet, with what is there of the cases, and what is printed."""
-    from mflux_teacache_plugin.measure import report  # matplotlib takes its time
-
     ways = (args.setting, OFF)
     made = [(case, [shot for way in ways if (shot := ledger.find(case, way, case.steps, 0))]) for case in cases]
     full = {case.name: case.name for case, shots in made if len(shots) > 1}

@@ -1,7 +1,4 @@
-"""All that one looks at after a series: grids of pictures with their differences, charts, and one HTML file that loads nothing.
-
-Imported where something is drawn: matplotlib takes its time.
-"""
+"""All that one looks at after a series: grids of pictures with their differences, charts, and one HTML file that loads nothing."""
 
 import base64
 import io
@@ -12,19 +9,13 @@ from importlib.resources import files as resources
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jinja2
-import matplotlib.pyplot as plt
 import numpy as np
-from matplotlib.ticker import MaxNLocator
-from PIL import Image
 
 from mflux_teacache_plugin.measure import files, machine, results
 from mflux_teacache_plugin.measure.metrics import Similarity, pixels
 from mflux_teacache_plugin.measure.results import Row, by_group
 from mflux_teacache_plugin.measure.series import Series, Shot
 from mflux_teacache_plugin.methods import OFF
-
-plt.switch_backend("Agg")  # files only: needs no display
 
 #: Longest side of a picture in the report, in pixels; larger ones are scaled down. The originals lie beside it.
 LONGEST = 768
@@ -105,8 +96,7 @@ def tile(title: str, shot: Shot, folder: Path, near: Similarity | None = None, c
 def contact(title: str, about: str, tiles: Sequence[Tile], out: Path) -> None:
     """Write a contact sheet to `out`: sheet.png, and sheet.html, in which each picture has its command."""
     rows, columns = -(-len(tiles) // 6), min(len(tiles), 6)
-    size = (2.25 * columns, 2.75 * rows)
-    figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
+    figure, axes = _figure(rows, columns, (2.25 * columns, 2.75 * rows))
     for axis, each in itertools.zip_longest(axes.flat, tiles):
         if each is None:
             axis.remove()
@@ -117,6 +107,8 @@ def contact(title: str, about: str, tiles: Sequence[Tile], out: Path) -> None:
 
 
 def _page(file: Path, **page: Any) -> None:
+    import jinja2
+
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     template = environment.from_string(resources(__package__).joinpath("report.html").read_text(encoding="utf-8"))
     files.write(file, template.render(page, machine=machine.line(), results=results, inlined=inlined))
@@ -124,6 +116,8 @@ def _page(file: Path, **page: Any) -> None:
 
 def inlined(file: Path) -> str:
     """A small picture as it is, a large one scaled down."""
+    from PIL import Image
+
     with Image.open(file) as picture:
         if max(picture.size) <= LONGEST:
             return _data("image/png", file.read_bytes())
@@ -141,8 +135,7 @@ def _data(kind: str, data: bytes) -> str:
 def grid(rows: Lines, file: Path) -> None:
     """A row for each line: its first picture, then each other one with a heat map of its difference from the first."""
     columns = max(2 * len(tiles) - 1 for _, tiles in rows)
-    size = (2.25 * columns + 0.3, 2.75 * len(rows))
-    figure, axes = plt.subplots(len(rows), columns, figsize=size, squeeze=False, layout="constrained")
+    figure, axes = _figure(len(rows), columns, (2.25 * columns + 0.3, 2.75 * len(rows)))
     for line, (label, (first, *others)) in zip(axes, rows, strict=True):
         line[0].set_ylabel("\n".join(textwrap.fill(part, 30) for part in label.splitlines()), fontsize=8)
         reference = pixels(first.file)
@@ -169,8 +162,7 @@ def _show(axis: Any, shown: np.ndarray, title: str, caption: str) -> None:
 def frontier(rows: Sequence[Row]) -> Any:
     """PSNR over steps computed and over seconds, a line for each group: settings beside plain mflux with fewer steps."""
     groups = by_group(rows)
-    size = (10, 3.4 * len(groups))
-    figure, axes = plt.subplots(len(groups), 2, figsize=size, squeeze=False, sharey="row", layout="constrained")
+    figure, axes = _figure(len(groups), 2, (10, 3.4 * len(groups)), sharey="row")
     for line, (group, (plain, *settings)) in zip(axes, groups.items(), strict=True):
         for axis, of in zip(line, ("computed", "seconds"), strict=True):
             rivals = [(row.fewer, row.fewer_quality) for row in settings]
@@ -182,7 +174,7 @@ def frontier(rows: Sequence[Row]) -> Any:
             points = [(getattr(row.cost, of), row.quality.psnr, name) for row, name in found if row.quality]
             _points(axis, points, "settings", "tab:blue")
             axis.axvline(getattr(plain.cost, of), color="grey", linestyle=":", label="plain, all steps")
-        line[0].xaxis.set_major_locator(MaxNLocator(integer=True))
+        line[0].xaxis.get_major_locator().set_params(integer=True)
         line[0].set(xlabel="steps computed", ylabel="PSNR against all steps, dB")
         line[1].set(xlabel="seconds of the denoising loop")
         line[0].set_title(group, fontsize=9, loc="left")
@@ -193,7 +185,7 @@ def frontier(rows: Sequence[Row]) -> Any:
 def sizes(rows: Sequence[Row]) -> Any:
     """Quantizations of one model and their settings in one chart: PSNR against the plain pictures of the first of them."""
     models = list(dict.fromkeys(row.whole for row in rows if row.whole))
-    figure, axes = plt.subplots(1, len(models), figsize=(6 * len(models), 4), squeeze=False, layout="constrained")
+    figure, axes = _figure(1, len(models), (6 * len(models), 4))
     for axis, model in zip(axes[0], models, strict=True):
         for group, of_group in by_group([row for row in rows if model in (row.group, row.whole)]).items():
             nears = [(row, row.whole_quality if row.whole else row.quality) for row in of_group]
@@ -214,9 +206,15 @@ def _points(axis: Any, points: Sequence[tuple[float, float, str]], label: str, c
     axis.margins(0.14)
 
 
+def _figure(rows: int, columns: int, size: tuple[float, float], **options: Any) -> tuple[Any, np.ndarray]:
+    """A figure of so many inches, and its axes in rows."""
+    from matplotlib.figure import Figure  # takes its time
+
+    figure = Figure(size, layout="constrained")
+    return figure, figure.subplots(rows, columns, squeeze=False, **options)
+
+
 def _save(figure: Any, file: Path) -> None:
-    """Aside, then renamed: `file` is whole or what it was."""
     data = io.BytesIO()
     figure.savefig(data, dpi=110, format="png")
-    plt.close(figure)
     files.write(file, data.getvalue())
