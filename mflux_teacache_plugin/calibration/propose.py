@@ -15,7 +15,7 @@ from mflux_teacache_plugin.caching.forecast import ORDERS
 from mflux_teacache_plugin.caching.gate import Facts
 from mflux_teacache_plugin.calibration import fit, schedules
 from mflux_teacache_plugin.calibration.traces import Trace
-from mflux_teacache_plugin.checks import as_table, parse_steps
+from mflux_teacache_plugin.checks import parse_steps
 from mflux_teacache_plugin.errors import SettingsError
 from mflux_teacache_plugin.measure import results
 from mflux_teacache_plugin.measure.metrics import Summary
@@ -192,8 +192,7 @@ def recommending(variant: Variant, rows: Sequence[Row], more: Sequence[str], lis
         changes["recommended"] = best.setting.partition(" ")[0]
     again = tuple(line.partition(":")[0] for line in more)  # said anew of the same steps and guidance
     notes = [line for line in notes if not line.startswith(again)] if more else notes
-    told = {**as_table(variant.provenance), "notes": "\n".join([*notes, *more])}
-    return variant.replace(**changes, provenance=Provenance(**told))
+    return variant.replace(**changes, provenance=replace(variant.provenance, notes="\n".join([*notes, *more])))
 
 
 def is_threshold(setting: str) -> bool:

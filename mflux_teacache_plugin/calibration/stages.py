@@ -1,9 +1,8 @@
-"""A whole calibration, stage by stage: record plain generations, propose numbers, schedules and settings, make pictures with them on
-prompts that were held out, choose, write the coefficient file, report. Of the schedules many are tried on the first of these
-prompts, and the best of them on the others.
+"""A whole calibration: record plain generations, propose numbers, schedules and settings, make pictures with them on prompts
+that were held out (with many schedules on the first of these, with the best on the others), choose, write and report.
 
-Everything is kept as it is made: a generation that was recorded, and a prompt on which all settings were tried, is a file of
-its own, so that the same command goes on where it was interrupted. Under `mlx.launch` each rank takes its share of both.
+Generations and pictures are kept as they are made, so that the same command goes on where it was interrupted. Under
+`mlx.launch` each rank takes its share of both.
 """
 
 import hashlib
@@ -45,19 +44,13 @@ UNKNOWN_LICENCE = "unknown; see the model's own page"
 
 @dataclass
 class Group:
-    """The pictures at one guidance.
-
-    Attributes:
-        guidance: None for the command's own; `at` is its value.
-        tried: `propose.ways`: of each speed-up, what the profile gives, then what is most worth trying.
-        settings: tried beside these.
-    """
+    """The pictures at one guidance."""
 
     name: str
-    guidance: float | None
-    at: float
-    tried: dict[str, dict[str, str]]
-    settings: list[str] = field(default_factory=list)
+    guidance: float | None  #: None for the command's own
+    at: float  #: its value
+    tried: dict[str, dict[str, str]]  #: `propose.ways`: of each speed-up the profile's, then what is most worth trying
+    settings: list[str] = field(default_factory=list)  #: tried beside these
 
     def case(self, prompt: str, command: Command, steps: int, most: int) -> Case:
         """One of the pictures, with the settings and the first so many ways to each speed-up."""

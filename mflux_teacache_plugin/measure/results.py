@@ -16,11 +16,8 @@ FINAL, DRAFT = 0.95, 0.85
 
 @dataclass(frozen=True)
 class Cost:
-    """What the pictures of one way took: means over the cases, of medians over the repetitions.
-
-    Attributes:
-        seconds: of the denoising loop; `wall` of the whole process.
-        memory, mlx_memory: highest peak in bytes, the process's and MLX's own.
+    """What the pictures of one way took, as a `Run` has it: means over the cases, of medians over the repetitions; of memory
+    the highest peak.
     """
 
     computed: float

@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -128,15 +129,12 @@ def progress(most: int, show: bool = True) -> Iterator[Callable[[Maker], Maker]]
     """A bar of at most so many pictures; gives what makes a maker tick it, with what is being made written behind it."""
     with tqdm(total=most, unit="picture", disable=not show) as bar:
 
-        def counted(make: Maker) -> Maker:
-            def counting(case: Case, setting: str, steps: int, repetition: int) -> Shot:
-                bar.set_postfix_str(f"seed {case.seed}: {way(setting, steps)}")
-                shot = make(case, setting, steps, repetition)
-                bar.update()
-                return shot
+        def counting(make: Maker, case: Case, setting: str, steps: int, repetition: int) -> Shot:
+            bar.set_postfix_str(f"seed {case.seed}: {way(setting, steps)}")
+            shot = make(case, setting, steps, repetition)
+            bar.update()
+            return shot
 
-            return counting
-
-        yield counted
+        yield partial(partial, counting)
         bar.total = bar.n
         bar.set_postfix_str("")

@@ -9,7 +9,7 @@ from argparse import ArgumentTypeError
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from functools import partial
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
@@ -34,11 +34,6 @@ class DualCacheSettings:
     continuous: int = -1  #: skips in a row; -1 for no limit
     accumulated: float = 0.0  #: changes read in all, from which on nothing is skipped; 0 for no limit
     separate: bool = True  #: each guidance branch reads its own change; otherwise the second goes by the first one's
-
-    def given(self) -> dict[str, Any]:
-        """The settings that are not the defaults, and F, B and rdt."""
-        usual = vars(DualCacheSettings())
-        return {name: value for name, value in vars(self).items() if value != usual[name] or name in ("F", "B", "rdt")}
 
 
 #: Known by name: fast, and careful.
@@ -105,8 +100,9 @@ class DualCache(Method):
 
     @property
     def setting(self) -> str:
-        given = ",".join(f"{key}={plain(value)}" for key, value in self.settings.given().items())
-        return f"dualcache:{self.preset or given}"
+        usual, ours = vars(DualCacheSettings()), vars(self.settings)
+        given = [name for name in ours if name in ("F", "B", "rdt") or ours[name] != usual[name]]
+        return f"dualcache:{self.preset or ','.join(f'{name}={plain(ours[name])}' for name in given)}"
 
     def check(self, variant: Variant | None, blocks: Mapping[str, int] | None = None) -> None:
         if blocks is not None:

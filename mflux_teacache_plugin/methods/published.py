@@ -1,13 +1,10 @@
 """Schedules from lists: which steps of a real checkpoint others, or a calibration's pictures, found worth computing.
 
 A list for 50 steps is followed to the letter in a run of 50 steps. For any other run it says how dense the computed steps
-lie along σ: its first step stands on the run's first, its last on the last, the others at their shares of the way, on
-whatever σ grid the run's sampler has there; and between two listed steps there is one computed step's worth. Lists are
-compared by how many steps they compute, for that is what can be spent along σ: ten steps lie where a list of ten has them,
-whether the run has 20 steps or 50.
-
-A calibration's lists hold for the guidance that they were made at. A run follows those of the nearest guidance and, of these, of
-the nearest number of steps.
+lie along σ: each stands at its share of the way, on whatever σ grid the run's sampler has there, and between two listed steps
+there is one computed step's worth. Lists are compared by how many steps they compute: ten steps lie where a list of ten has
+them, whether the run has 20 steps or 50. Of a calibration's lists, a run follows those made at the nearest guidance and, of
+these, for the nearest number of steps.
 
 Each schedule is the next longer one without one step, so one more step asked for never loses one. Only from one list of
 the run's own number of steps to the next does it not hold: they were not made out of each other.
