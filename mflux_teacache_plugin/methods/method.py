@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from types import MappingProxyType
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Self
 
 import mlx.core as mx
 
@@ -44,8 +44,9 @@ class Method:
     skips: ClassVar[bool] = True
     #: The forecast that is meant where none is named.
     usual_forecast: ClassVar[str] = "reuse"
-    #: What a skipped step is made from: what the step's calls return, or the blocks' residuals.
-    keeps: ClassVar[Literal["prediction", "residual"]] = "residual"
+    #: Whether it looks inside the transformer, so that a skipped step is made from the blocks' residuals; else it is made from
+    #: what the step's calls return.
+    needs_taps: ClassVar[bool] = True
     #: Why no step was skipped, where that follows from the setting.
     nothing: ClassVar[str] = ""
     #: Whether only a variant with a polynomial will do.
@@ -76,11 +77,6 @@ class Method:
     def order(self) -> int:
         """Of the forecast."""
         return ORDERS[self.forecast]
-
-    @property
-    def needs_taps(self) -> bool:
-        """Whether it looks inside the transformer."""
-        return self.keeps != "prediction"
 
     @property
     def label(self) -> str:
@@ -127,7 +123,7 @@ class Method:
 
     def cache(self, setup: Setup) -> Cache:
         """The cache of one generation."""
-        if self.keeps == "prediction":
+        if not self.needs_taps:
             return PredictionCache(self.gate(setup), setup, self.order)
         return StepCache(self.gate(setup), setup, self.order, partial(self.transform, facts=setup.facts))
 

@@ -8,7 +8,7 @@ import math
 import time
 from argparse import ArgumentTypeError
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import mlx.core as mx
 
@@ -63,7 +63,7 @@ class Seconds(Method):
 
     seconds: float = 90.0
     usual_forecast: ClassVar[str] = "linear"
-    keeps: ClassVar[Literal["prediction", "residual"]] = "prediction"
+    needs_taps: ClassVar[bool] = False
     nothing: ClassVar[str] = "the time suffices for every step"
 
     @property

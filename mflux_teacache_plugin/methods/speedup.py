@@ -9,7 +9,7 @@ import math
 from argparse import ArgumentTypeError
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import numpy as np
 
@@ -126,7 +126,7 @@ class Speedup(Method):
     factor: float = 1.5
     least: int = field(default=LEAST_STEPS, kw_only=True, compare=False)
     usual_forecast: ClassVar[str] = ""
-    keeps: ClassVar[Literal["prediction", "residual"]] = "prediction"
+    needs_taps: ClassVar[bool] = False
     nothing: ClassVar[str] = "the speed-up leaves no step out; ask for a higher one"
 
     @property
