@@ -31,10 +31,7 @@ class Interception:
         on_fault: Callable[[Exception], None] = lambda fault: faults.report("mflux runs plain", fault),
         alone: PromptAlone | None = None,
     ) -> None:
-        self._model = model
-        self._adapter = adapter
-        self._on_fault = on_fault
-        self._alone = alone
+        self._model, self._adapter, self._on_fault, self._alone = model, adapter, on_fault, alone
         self._undo: list[Callable[[], None]] = []
         self._stands_before_predict = adapter.on_class
         self._answer: Callable[..., Any] | None = None  # of predictions, where mflux looks for them on the class

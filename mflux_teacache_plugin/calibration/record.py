@@ -40,11 +40,9 @@ class Recorder(Observer):
         #: `output`, `signal`, `prediction`, `growth` if seen, as in a `Trace`.
         self.changes: dict[str, list[float]] = {}
         self.failed: Exception | None = None  #: what went wrong; a picture that was not recorded is of no use
-        self._adapter = adapter
-        self._on_step = on_step
+        self._adapter, self._on_step = adapter, on_step
         self._undo: list[Callable[[], None]] = []
-        self._before: dict[str, mx.array] = {}
-        self._now: dict[str, mx.array] = {}
+        self._before, self._now = dict[str, mx.array](), dict[str, mx.array]()  # of the last step and of this one
         self._calls: list[mx.array] = []  # the outputs of this step's calls
         self._predictions: list[list[mx.array]] = []  # a step's guided one and its calls'
         self._model: Any = None  # of the newest generation, and mflux's config of it

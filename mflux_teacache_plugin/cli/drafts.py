@@ -93,13 +93,12 @@ def _conclude(first: Case, cases: Sequence[Case], args: argparse.Namespace, ledg
     near = Series(list(cases), [shot for _, shots in made for shot in shots], ledger.pictures).similarities(full)
     tiles, table = [], []
     for case, (draft, *finals) in made:
-        likeness = near.get(draft.file)
-        title = f"seed {case.seed}"
-        shown = [report.tile(title, draft, ledger.pictures, likeness, str(case.command))]
+        likeness, title, text = near.get(draft.file), f"seed {case.seed}", str(case.command)
+        shown = [report.tile(title, draft, ledger.pictures, likeness, text)]
         tiles.append(shown + [report.tile(f"{title}, final", final, ledger.pictures) for final in finals])
         row: dict[str, Any] = {"seed": case.seed, "computed": draft.run.computed, "seconds": draft.run.seconds}
         row |= {"ssim": likeness and likeness.ssim, "psnr": likeness and likeness.psnr, "draft": draft.file}
-        table.append({**row, "final": finals[0].file if finals else None, "command": str(case.command)})
+        table.append({**row, "final": finals[0].file if finals else None, "command": text})
     about = f"{first.group}. Drafts: {args.setting}. Below each, the command of its final picture."
     pairs_first = sorted(tiles, key=len, reverse=True)  # in rows of an even length they stay together
     report.contact(first.prompt, about, list(itertools.chain.from_iterable(pairs_first)), folder)
