@@ -30,11 +30,6 @@ def _refuse_noise(model_config: Any | None, options: Mapping[str, Any]) -> str |
     return "its sampler er_sde adds noise between the steps; --scheduler euler adds none"
 
 
-def _ming_sigmas(model: Any, config: Any, arguments: Mapping[str, Any]) -> Sequence[float]:
-    # at 0, on its last step, Ming does not call the transformer
-    return [sigma for sigma in model.sigmas(config.num_inference_steps).tolist() if sigma > 0]
-
-
 def _refuse_iris_turbo(model_config: Any | None, options: Mapping[str, Any]) -> str | None:
     if model_config is None or model_config.supports_guidance:
         return None
@@ -192,7 +187,8 @@ MING = Adapter(
     taps=_LAYERS,
     branches=CLASSIFIER_FREE_GUIDANCE,
     second_call=SecondCall(),
-    sigmas=_ming_sigmas,
+    # at 0, on its last step, Ming does not call the transformer
+    sigmas=lambda model, config, _: [each for each in model.sigmas(config.num_inference_steps).tolist() if each > 0],
 )
 
 # The call without the prompt leaves out some of the blocks.
