@@ -20,6 +20,7 @@ from mflux_teacache_plugin.cli import main
 from mflux_teacache_plugin.cli.calibrate import read_prompts
 from mflux_teacache_plugin.host import bridge
 from mflux_teacache_plugin.host.manager import load_plugins
+from mflux_teacache_plugin.methods.steps import Steps
 from mflux_teacache_plugin.variants import read_variant
 from tests.support import deactivate
 from tests.test_options import write_variant
@@ -133,6 +134,10 @@ def test_schedules_are_chosen_at_every_guidance_that_is_named(
             and each.forecast in ("linear", "reuse")
             and "dB" in each.source
         )
+    runs = json.loads((tmp_path / "found" / "results.json").read_text())["runs"]
+    for each in variant.step_lists:  # the pictures that chose it were made with it
+        with_it = [run for run in runs if run["method"] == str(Steps(each.computed, forecast=each.forecast))]
+        assert any(run["case"].endswith(f"-guidance-{each.guidance:g}") for run in with_it)
     report = (tmp_path / "found" / "report.html").read_text()
     assert "guidance 2" in report and "guidance 6" in report
     assert "At 9 steps, guidance 6: 1 held-out prompts." in variant.provenance.notes

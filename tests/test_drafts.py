@@ -12,13 +12,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mflux_teacache_plugin import _startup, demo_model
+from mflux_teacache_plugin import demo_model
 from mflux_teacache_plugin.calibration import takeover
 from mflux_teacache_plugin.cli import main
 from mflux_teacache_plugin.host import bridge
 from mflux_teacache_plugin.host.manager import load_plugins
 from mflux_teacache_plugin.measure import metrics, runs
 from tests import pretended
+from tests.support import deactivate
 from tests.tiny.cases import SEED, case
 from tests.tiny.commands import preserved_globals, read_pixels, run_command
 
@@ -32,7 +33,7 @@ def fresh_plugins() -> Iterator[None]:
     load_plugins.cache_clear()
     yield
     bridge.uninstall()
-    _startup.deactivate()
+    deactivate()
     load_plugins.cache_clear()
 
 

@@ -70,7 +70,9 @@ def undrawn(monkeypatch) -> None:
     """Charts take a second each."""
     from mflux_teacache_plugin.measure import report
 
-    monkeypatch.setattr(report, "write", lambda *_: None)
+    for name in ("grid", "frontier", "sizes"):
+        monkeypatch.setattr(report, name, lambda *_: None)
+    monkeypatch.setattr(report, "_save", lambda figure, file: file.touch())
 
 
 @pytest.fixture

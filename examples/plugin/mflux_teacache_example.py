@@ -8,7 +8,7 @@ import sys
 import time
 from argparse import ArgumentTypeError
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from mflux_teacache_plugin.api import Adapter, Change, Gate, Method, Setup, TapPoints, Verdict, hookimpl
 
@@ -21,7 +21,7 @@ class Every(Method):
 
     count: int = 2
     usual_forecast: ClassVar[str] = "linear"
-    keeps: ClassVar[Literal["prediction", "residual"]] = "prediction"
+    needs_taps: ClassVar[bool] = False
 
     @property
     def setting(self) -> str:

@@ -30,15 +30,6 @@ def _refuse_noise(model_config: Any | None, options: Mapping[str, Any]) -> str |
     return "its sampler er_sde adds noise between the steps; --scheduler euler adds none"
 
 
-def _lens_sigmas(model: Any, config: Any, arguments: Mapping[str, Any]) -> Sequence[float]:
-    return model._turbo_sigmas(config.image_seq_len, config.num_inference_steps)[:-1]
-
-
-def _ming_sigmas(model: Any, config: Any, arguments: Mapping[str, Any]) -> Sequence[float]:
-    sigmas = model.sigmas(config.num_inference_steps).tolist()
-    return [sigma for sigma in sigmas if sigma > 0]  # at 0, on its last step, Ming does not call the transformer
-
-
 def _refuse_iris_turbo(model_config: Any | None, options: Mapping[str, Any]) -> str | None:
     if model_config is None or model_config.supports_guidance:
         return None
@@ -186,7 +177,7 @@ LENS = Adapter(
     id="lens",
     pipelines=(f"{_MODELS}.lens.variants.txt2img.lens_image:LensImage",),
     taps=_ONE_LIST,
-    sigmas=_lens_sigmas,
+    sigmas=lambda model, config, _: model._turbo_sigmas(config.image_seq_len, config.num_inference_steps)[:-1],
 )
 
 # The loop calls the transformer, once for the prompt and once without it.
@@ -196,7 +187,8 @@ MING = Adapter(
     taps=_LAYERS,
     branches=CLASSIFIER_FREE_GUIDANCE,
     second_call=SecondCall(),
-    sigmas=_ming_sigmas,
+    # at 0, on its last step, Ming does not call the transformer
+    sigmas=lambda model, config, _: [each for each in model.sigmas(config.num_inference_steps).tolist() if each > 0],
 )
 
 # The call without the prompt leaves out some of the blocks.

@@ -20,9 +20,8 @@ from mflux_teacache_plugin.host.layers import stand_before
 class Interception:
     """What stands before one model's calls during one generation, until `leave()`. Keeps the model alive until then.
 
-    Args:
-        on_fault: is told of what failed here within the loop; the model's own function answers then.
-        alone: the steps on the prompt alone, if there may be some; they begin with `leave_out_second_calls`.
+    `on_fault` is told of what failed here within the loop; the model's own function answers then. `alone` are the steps on the
+    prompt alone, if there may be some; they begin with `leave_out_second_calls`.
     """
 
     def __init__(
@@ -32,10 +31,7 @@ class Interception:
         on_fault: Callable[[Exception], None] = lambda fault: faults.report("mflux runs plain", fault),
         alone: PromptAlone | None = None,
     ) -> None:
-        self._model = model
-        self._adapter = adapter
-        self._on_fault = on_fault
-        self._alone = alone
+        self._model, self._adapter, self._on_fault, self._alone = model, adapter, on_fault, alone
         self._undo: list[Callable[[], None]] = []
         self._stands_before_predict = adapter.on_class
         self._answer: Callable[..., Any] | None = None  # of predictions, where mflux looks for them on the class
@@ -65,10 +61,8 @@ class Interception:
             self._before_predict(lambda build, *args: partial(answer, self._built(build, *args)))
 
     def transformer_calls(self, answer: Callable[..., Any], whole_steps: bool = True) -> None:
-        """`answer(tapped_forward, *args)` answers each call of the transformer.
-
-        Args:
-            whole_steps: where mflux compiles a whole step, answer the step in place of its calls, and compile what answers.
+        """`answer(tapped_forward, *args)` answers each call of the transformer; with `whole_steps`, where mflux compiles a whole
+        step, it answers the step in place of its calls, and what answers is compiled.
         """
         assert self._adapter.taps is not None  # `choose` has seen to it
         taps = Taps(self.transformer, self._adapter.taps)

@@ -15,15 +15,14 @@ from mflux_teacache_plugin.caching.forecast import ORDERS
 from mflux_teacache_plugin.caching.gate import Facts
 from mflux_teacache_plugin.calibration import fit, schedules
 from mflux_teacache_plugin.calibration.traces import Trace
-from mflux_teacache_plugin.checks import as_table
+from mflux_teacache_plugin.checks import parse_steps
 from mflux_teacache_plugin.errors import SettingsError
 from mflux_teacache_plugin.measure import results
 from mflux_teacache_plugin.measure.metrics import Summary
 from mflux_teacache_plugin.measure.results import Row
-from mflux_teacache_plugin.methods import published
+from mflux_teacache_plugin.methods import published, speedup
 from mflux_teacache_plugin.methods.method import to_float
-from mflux_teacache_plugin.methods.speedup import Speedup
-from mflux_teacache_plugin.methods.steps import Steps
+from mflux_teacache_plugin.methods.steps import as_text
 from mflux_teacache_plugin.variants import Provenance, Variant
 from mflux_teacache_plugin.variants.variant import StepList
 
@@ -34,7 +33,7 @@ UNSEEN = "The threshold skips about a third of the steps of these traces; no pic
 KEPT = "polynomial and threshold: "
 
 #: The speed-ups that schedules are sought for, and the shares of the steps that further thresholds should skip.
-SPEED_UPS, TRIED_SHARES = (1.33, 1.5, 2.0, 3.0, 4.0), (0.25, 0.5)
+SPEED_UPS, TRIED_SHARES = ("1.33x", "1.5x", "2x", "3x", "4x"), (0.25, 0.5)
 
 #: How many ways to each speed-up are tried on the first prompts, and how many of them on the others: the first pair that the
 #: time suffices for.
@@ -86,8 +85,7 @@ def settings(variant: Variant, traces: Sequence[Trace], schedules: bool) -> list
     found = set() if variant.threshold is None else {variant.threshold}
     if variant.polynomial is not None and variant.range is not None and traces[0].signal is not None:
         found |= {fit.threshold_for(variant.polynomial, variant.range, traces, each) for each in TRIED_SHARES}
-    speed_ups = [] if schedules else [f"{factor:g}x" for factor in SPEED_UPS]
-    return [*(f"{threshold:g}" for threshold in sorted(found)), *speed_ups]
+    return [*(f"{threshold:g}" for threshold in sorted(found)), *(() if schedules else SPEED_UPS)]
 
 
 def ways(variant: Variant, existing: Variant | None, traces: Sequence[Trace], guidance: float) -> dict[str, Any]:
@@ -101,35 +99,31 @@ def ways(variant: Variant, existing: Variant | None, traces: Sequence[Trace], gu
     sigma, steps, found = traces[0].sigma, len(traces[0].sigma), {}
     facts = Facts(sigma, guidance=guidance)
     grams = [schedules.gram_at(trace, guidance) for trace in traces if trace.gram is not None]
-    weightings = {"optimum": np.ones(steps), "weighted optimum": schedules.amplification(steps)}
+    weightings = {"optimum": np.ones(steps), "weighted optimum": schedules.amplification(steps)} if grams else {}
     costs = {
         (told, forecast): schedules.errors(sum(grams[1:], grams[0]), sigma, ORDERS[forecast], weights)
         for told, weights in weightings.items()
         for forecast in ("linear", "reuse")
-        if grams
     }
-    for factor in SPEED_UPS:
-        known: dict[Steps, str] = {}
+    for setting in SPEED_UPS:
+        known: dict[str, tuple[float, str]] = {}  # by what --teacache takes: the expected error, and its name
         with suppress(SettingsError):  # the run is too short for it
             for forecast in ("linear", "reuse"):
-                speedup = Speedup(factor, forecast=forecast)
-                speedup.check_steps(steps)
-                count = speedup.count(facts)
-                placed = {"profile": speedup.schedule(variant, facts)}
-                placed |= {told: schedules.optimum(costs[told, forecast], count) for told in weightings if grams}
-                placed |= {"published": published.schedule(lists, facts, count), "even": schedules.even(steps, count)}
+                method = speedup.parse(setting).with_forecast(forecast)
+                method.check_steps(steps)
+                count = method.count(facts)
+                placed = {"profile": method.schedule(variant, facts)}
+                placed |= {told: schedules.optimum(costs[told, forecast], count) for told in weightings}
+                placed["published"] = published.schedule(lists, facts, count)
+                placed["even"] = published.nearest(range(steps), np.arange(steps), count)
                 for told, computed in placed.items():
-                    known.setdefault(Steps(computed, forecast=forecast), f"{speedup.setting} {told} {forecast}")
-        if not known:
-            continue
-        usual, *others = known
-        if grams:
-            others.sort(
-                key=lambda way: sum(
-                    map(np.log, (schedules.error_of(costs[told, way.forecast], way.computed) for told in weightings))
-                )
-            )
-        found[f"{factor:g}x"] = {known[way]: str(way) for way in (usual, *others)}
+                    errors = [schedules.error_of(costs[each, forecast], computed) for each in weightings]
+                    text = str(methods.parse(f"steps:{as_text(computed)}+{forecast}"))
+                    known.setdefault(text, (float(np.log(errors).sum()), f"{setting} {told} {forecast}"))
+        if known:
+            usual, *others = known
+            ranked = (usual, *sorted(others, key=lambda text: known[text][0]))
+            found[setting] = {known[text][1]: text for text in ranked}
     return found
 
 
@@ -140,7 +134,7 @@ def first_round(pictures: int) -> int:
 
 def depth(sigma: Sequence[float], pictures: int, seconds: float, minutes: float) -> tuple[int, int]:
     """One of `DEPTHS`; `seconds` are a step's."""
-    counts, steps = [Speedup(factor).count(Facts(tuple(sigma))) for factor in SPEED_UPS], len(sigma)
+    counts, steps = [speedup.parse(each).count(Facts(tuple(sigma))) for each in SPEED_UPS], len(sigma)
     begin = first_round(pictures)
     for first, others in DEPTHS:
         work = pictures * (steps + sum(counts)) + (first * begin + others * (pictures - begin)) * sum(counts)
@@ -172,10 +166,11 @@ def step_lists(
         plain = nearness(best.fewer_quality) >= nearness(best.quality)
         needed = needed or best is not usual or plain
         way, near, fewer = methods.parse(names[best.setting]), best.quality, best.fewer_quality
-        assert isinstance(way, Steps) and near is not None and fewer is not None
+        assert not isinstance(way, str) and near is not None and fewer is not None
+        computed = parse_steps(way.setting.partition(":")[2])
         told = f"{best.setting.partition(' ')[2]}: {near.psnr:.1f} ({near.psnr_worst:.1f}) dB on {best.pictures} pictures, "
         told += f"plain with as many steps {fewer.psnr:.1f} ({fewer.psnr_worst:.1f})"
-        chosen = StepList(steps=steps, computed=way.computed, guidance=guidance, forecast=way.forecast, source=told)
+        chosen = StepList(steps=steps, computed=computed, guidance=guidance, forecast=way.forecast, source=told)
         found.append(replace(chosen, plain_is_nearer=plain))
     return found, needed
 
@@ -197,8 +192,7 @@ def recommending(variant: Variant, rows: Sequence[Row], more: Sequence[str], lis
         changes["recommended"] = best.setting.partition(" ")[0]
     again = tuple(line.partition(":")[0] for line in more)  # said anew of the same steps and guidance
     notes = [line for line in notes if not line.startswith(again)] if more else notes
-    told = {**as_table(variant.provenance), "notes": "\n".join([*notes, *more])}
-    return variant.replace(**changes, provenance=Provenance(**told))
+    return variant.replace(**changes, provenance=replace(variant.provenance, notes="\n".join([*notes, *more])))
 
 
 def is_threshold(setting: str) -> bool:

@@ -6,6 +6,7 @@ while it is watched: the taps have to see every call.
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from importlib.metadata import version
 from typing import Any, cast
 
 import mlx.core as mx
@@ -16,12 +17,15 @@ from mflux_teacache_plugin.adapters import Adapter
 from mflux_teacache_plugin.adapters.intercept import Interception
 from mflux_teacache_plugin.caching.gate import lazy_change
 from mflux_teacache_plugin.caching.taps import Forward, TappedForward
-from mflux_teacache_plugin.calibration.traces import TraceError
+from mflux_teacache_plugin.calibration.traces import Trace, TraceError
 from mflux_teacache_plugin.host.layers import stand_before
 from mflux_teacache_plugin.host.watch import Observer, watch
 
 #: So many elements of every prediction are multiplied at a time, so that no second copy of all of them is made.
 AT_A_TIME = 1 << 16
+
+#: So few steps have nothing between the first and the last, which always compute.
+FEWEST_STEPS = 4
 
 
 class Recorder(Observer):
@@ -33,18 +37,16 @@ class Recorder(Observer):
 
     def __init__(self, adapter: Adapter, on_step: Callable[[], object] = lambda: None) -> None:
         self.sigma: list[float] = []  #: noise level of each active step, falling
-        self.changes: dict[
-            str, list[float]
-        ] = {}  #: `output`, `signal`, `prediction`, `growth` if seen, as in a `Trace`
-        self.config: Any = None  #: mflux's
+        #: `output`, `signal`, `prediction`, `growth` if seen, as in a `Trace`.
+        self.changes: dict[str, list[float]] = {}
         self.failed: Exception | None = None  #: what went wrong; a picture that was not recorded is of no use
-        self._adapter = adapter
-        self._on_step = on_step
+        self._adapter, self._on_step = adapter, on_step
         self._undo: list[Callable[[], None]] = []
-        self._before: dict[str, mx.array] = {}
-        self._now: dict[str, mx.array] = {}
+        self._before, self._now = dict[str, mx.array](), dict[str, mx.array]()  # of the last step and of this one
         self._calls: list[mx.array] = []  # the outputs of this step's calls
         self._predictions: list[list[mx.array]] = []  # a step's guided one and its calls'
+        self._model: Any = None  # of the newest generation, and mflux's config of it
+        self._config: Any = None
         self._arguments: Mapping[str, Any] = {}  # of the present call of generate_image
 
     def generation_called(self, model: Any, arguments: Mapping[str, Any]) -> None:
@@ -55,8 +57,8 @@ class Recorder(Observer):
 
     def generation_begin(self, model: Any, seed: int, prompt: str, config: Any) -> None:
         sigmas = self._adapter.sigmas and self._adapter.sigmas(model, config, self._arguments)
-        self.sigma, self.changes, self.config = list(apply.facts_of(config, sigmas).sigmas), {}, config
-        self._predictions = []
+        self.sigma, self.changes, self._predictions = list(apply.facts_of(config, sigmas).sigmas), {}, []
+        self._model, self._config = model, config
         if self._adapter.taps is None:
             self._interception.predictions(self._run)
         else:
@@ -85,6 +87,35 @@ class Recorder(Observer):
     def fault(self, model: Any, event: str, exception: Exception) -> None:
         self._release()
         self.failed = self.failed or exception
+
+    def trace(self, command: str, prompt: str, seed: int, seconds: float) -> Trace:
+        """The newest generation. TraceError if it tells nothing."""
+        config, rows, steps = self._config, self.changes, len(self.sigma)
+        if steps < FEWEST_STEPS:
+            raise TraceError(f"{steps} steps tell nothing", hint=f"take --steps {FEWEST_STEPS} or more")
+        usable = {kind: tuple(row) for kind, row in rows.items() if len(row) == steps - 1 and np.isfinite(row).all()}
+        if not {"output", "prediction"} & usable.keys():
+            cause = f"{steps} steps gave {sorted({len(row) for row in rows.values()})} changes"
+            hint = "its adapter does not fit, or it takes its steps in another way"
+            raise TraceError(f"{type(self._model).__name__} cannot be recorded", cause=cause, hint=hint)
+        usable.setdefault("output", usable.get("prediction", ()))
+        bits, loras = getattr(self._model, "bits", None), getattr(self._model, "lora_paths", None)
+        recipe = [f"{config.num_inference_steps} steps", f"{config.width}x{config.height}"]
+        recipe += [] if config.guidance is None else [f"guidance {config.guidance:g}"]
+        recipe += [f"q{bits}"] if bits else []
+        recipe += [f"LoRA {', '.join(map(str, loras))}"] if loras else []
+        return Trace(
+            command=command,
+            mflux=version("mflux"),
+            prompt=prompt,
+            recipe=", ".join([*recipe, f"seed {seed}"]),
+            steps=config.num_inference_steps,
+            guidance=None if config.guidance is None else float(config.guidance),
+            sigma=tuple(self.sigma),
+            seconds=round(seconds, 3),
+            gram=self.gram(),
+            **usable,
+        )
 
     def gram(self) -> np.ndarray | None:
         """As `Trace.gram` has it; None if the predictions are not of one size."""

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 import numpy as np
 
 from mflux_teacache_plugin.calibration.traces import Trace
-from mflux_teacache_plugin.methods.published import path_of_least
 
 #: How much a picture makes of an error: shares of the run → factor, as measured at guidance 4 on an earlier demo model.
 AMPLIFIED = ((0.0, 0.08, 0.3, 0.6, 1.0), (27.0, 27.0, 10.0, 3.0, 0.7))
@@ -94,10 +93,3 @@ def amplification(steps: int) -> np.ndarray:
     """`AMPLIFIED`, for each step of a run."""
     shares, factors = AMPLIFIED
     return np.exp(np.interp(np.arange(steps) / max(1, steps - 1), shares, np.log(factors)))
-
-
-def even(steps: int, count: int) -> tuple[int, ...]:
-    """`count` steps of a run, the first and the last among them, as evenly as can be."""
-    at = np.arange(steps)
-    cost = np.where(np.tri(steps, dtype=bool), np.inf, (at - at[:, None]) ** 2.0)
-    return path_of_least(cost, count, np.add)[1]

@@ -1,13 +1,11 @@
-"""A whole calibration, stage by stage: record plain generations, propose numbers, schedules and settings, make pictures with them on
-prompts that were held out, choose, write the coefficient file, report. Of the schedules many are tried on the first of these
-prompts, and the best of them on the others.
+"""A whole calibration: record plain generations, propose numbers, schedules and settings, make pictures with them on prompts
+that were held out (with many schedules on the first of these, with the best on the others), choose, write and report.
 
-Everything is kept as it is made: a generation that was recorded, and a prompt on which all settings were tried, is a file of
-its own, so that the same command goes on where it was interrupted. Under `mlx.launch` each rank takes its share of both.
+Generations and pictures are kept as they are made, so that the same command goes on where it was interrupted. Under
+`mlx.launch` each rank takes its share of both.
 """
 
 import hashlib
-import json
 import os
 import re
 from collections.abc import Sequence
@@ -21,30 +19,52 @@ from tqdm import tqdm
 
 from mflux_teacache_plugin import apply
 from mflux_teacache_plugin.calibration import coefficient_file, propose, sweep, takeover, traces
-from mflux_teacache_plugin.calibration.record import Recorder, recording
+from mflux_teacache_plugin.calibration.record import recording
 from mflux_teacache_plugin.calibration.takeover import Model
-from mflux_teacache_plugin.calibration.traces import Trace, TraceError
+from mflux_teacache_plugin.calibration.traces import TraceError
 from mflux_teacache_plugin.checks import as_table
 from mflux_teacache_plugin.choose import Choice
 from mflux_teacache_plugin.errors import SettingsError, TeaCacheError
-from mflux_teacache_plugin.measure import results, series, shards
+from mflux_teacache_plugin.measure import report, results, shards
 from mflux_teacache_plugin.measure.results import Row
 from mflux_teacache_plugin.measure.runs import Command
-from mflux_teacache_plugin.measure.series import Case, Shot
+from mflux_teacache_plugin.measure.series import Case, Series
 from mflux_teacache_plugin.variants import Variant
 from mflux_teacache_plugin.variants.variant import BESIDE_MODEL, StepList
 
 #: Of every picture; the prompts differ.
 SEED = 42
 
-#: So few steps have nothing between the first and the last, which always compute.
-FEWEST_STEPS = 4
-
 COMMENT = "Made by `mflux-teacache calibrate`. Every key: docs/coefficient-files.md."
 
 SECONDS = "Seconds are counted: the steps computed, at the pace of all steps. `mflux-teacache bench` measures them."
 
 UNKNOWN_LICENCE = "unknown; see the model's own page"
+
+
+@dataclass
+class Group:
+    """The pictures at one guidance."""
+
+    name: str
+    guidance: float | None  #: None for the command's own
+    at: float  #: its value
+    tried: dict[str, dict[str, str]]  #: `propose.ways`: of each speed-up the profile's, then what is most worth trying
+    settings: list[str] = field(default_factory=list)  #: tried beside these
+
+    def case(self, prompt: str, command: Command, steps: int, most: int) -> Case:
+        """One of the pictures, with the settings and the first so many ways to each speed-up."""
+        name = slug(prompt) if self.guidance is None else f"{slug(prompt)}-guidance-{self.guidance:g}"
+        command = command.with_options(prompt=prompt, seed=SEED, guidance=self.guidance)
+        named = {way: text for ways in self.tried.values() for way, text in list(ways.items())[:most]}
+        settings = (*self.settings, *named)
+        return Case(name, self.name, prompt, SEED, steps, settings, command, guidance=self.guidance, texts=named)
+
+    def rank(self, rows: Sequence[Row]) -> None:
+        """Sort the ways by their pictures, the nearest first, but for what the profile gives. `rows` are of this group."""
+        for speedup, ways in self.tried.items():
+            order = (next(iter(ways)), *(row.setting for row in propose.nearest(rows, ways)))
+            self.tried[speedup] = {name: ways[name] for name in order}
 
 
 @dataclass(eq=False)
@@ -105,50 +125,20 @@ class Calibration:
         if self.guidances and not model.has_guidance:
             raise SettingsError(f"{self.command.name} knows no guidance", hint="leave out --guidances")
         self._record(model)
-        proposal = shards.share(self._proposal() if shards.leads() else None)
-        variant, settings, notes = Variant(**proposal["variant"]), [], []
-        for setting in proposal["settings"]:
-            try:
-                apply.apply_teacache(model.pipeline, setting, variant=variant).restore()
-                settings.append(setting)
-            except TeaCacheError as error:
-                notes.append(f"{setting} could not be tried: {error.error}.")
-        groups: list[dict[str, Any]] = proposal["groups"]
-        cases: list[Case] = []
-        shots: list[Shot] = []
-        groups[0]["settings"] = settings
-        ways = {name: way for group in groups for names in group["tried"].values() for name, way in names.items()}
-        trial = sweep.Sweep(model, variant, proposal["active"], self.place / "pictures", ways)
-        first = propose.first_round(len(self.held_out))
-        for prompts, most in zip((self.held_out[:first], self.held_out[first:]), proposal["depth"], strict=True):
-            cases += (
-                new := [self._case(prompt, group, most, proposal["steps"]) for prompt in prompts for group in groups]
-            )
-            shots += trial.pictures(new) or ()
+        plan = shards.share(self._plan(model) if shards.leads() else None)
+        variant, groups = Variant(**plan["variant"]), [Group(**each) for each in plan["groups"]]
+        made, first = Series([], [], self.place / "pictures"), propose.first_round(len(self.held_out))
+        for prompts, most in zip((self.held_out[:first], self.held_out[first:]), plan["depth"], strict=True):
+            cases = [group.case(prompt, self.command, plan["steps"], most) for prompt in prompts for group in groups]
+            made.cases.extend(cases)
+            made.shots.extend(sweep.pictures(model, variant, plan["active"], self.place, cases))
             if shards.leads():
-                self._rank(groups, cases, shots)
-            groups = shards.share(groups)
+                rows = results.by_group(results.rows(made, made.against_plain()))
+                for group in groups:
+                    group.rank(rows.get(group.name, ()))
+            groups = [Group(**each) for each in shards.share([vars(group) for group in groups])]
         if shards.leads():
-            self._conclude(variant, cases, shots, notes, groups)
-
-    def _case(self, prompt: str, group: dict[str, Any], most: int, steps: int) -> Case:
-        """One picture of a group, with its settings and the first so many ways to each speed-up."""
-        guidance, named = group["guidance"], [name for names in group["tried"].values() for name in list(names)[:most]]
-        name = slug(prompt) if guidance is None else f"{slug(prompt)}-guidance-{guidance:g}"
-        command = self.command.with_options(prompt=prompt, seed=SEED, guidance=guidance)
-        settings = (*group["settings"], *named)
-        return Case(name, group["name"], prompt, SEED, steps, settings, command, guidance=guidance)
-
-    def _rank(self, groups: Sequence[dict[str, Any]], cases: Sequence[Case], shots: Sequence[Shot]) -> None:
-        """Put the ways with the nearest pictures first in each group, but for what the profile gives, which stays first."""
-        near = series.similarities(shots, cases, self.place / "pictures", {case.name: case.name for case in cases})
-        rows = results.by_group(results.rows(cases, shots, near, {}))
-        for group in groups:
-            for speedup, names in group["tried"].items():
-                usual, *_ = names
-                ranked = [row.setting for row in propose.nearest(rows.get(group["name"], ()), names)]
-                order = [usual, *(name for name in ranked if name != usual)]
-                group["tried"][speedup] = {name: names[name] for name in order}
+            self._conclude(variant, groups, made, plan["notes"])
 
     def _record(self, model: Model) -> None:
         """This rank's share of the generations, as far as they are not on disk; rank 0 gets those of all ranks."""
@@ -161,62 +151,50 @@ class Calibration:
         ):
             for prompt in missing:
                 image = model.generate(prompt, SEED)
-                traces.write(self._trace(prompt), self._seen(model, recorder, prompt, image.generation_time))
-        recorded = [self._trace(prompt) for prompt in mine]
-        shards.gather_files(
-            [each for path in recorded for each in (traces.gram_file(path), path) if each.exists()], self.place
-        )
+                recorded = recorder.trace(str(self.command), prompt, SEED, image.generation_time)
+                traces.write(self._trace(prompt), recorded)
+        paths = [self._trace(prompt) for prompt in mine]
+        files = [each for path in paths for each in (traces.gram_file(path), path) if each.exists()]
+        shards.gather_files(files, self.place)
 
-    def _proposal(self) -> dict[str, Any]:
-        """What to try, as JSON holds it: the variant; for each guidance (`at`; `guidance` is None for the command's own) its
-        settings and `propose.ways`; and how many of these.
-        """
+    def _plan(self, model: Model) -> dict[str, Any]:
+        """What to try, as JSON holds it."""
         recorded = [traces.read(self._trace(prompt)) for prompt in self.prompts]
         variant, first = propose.variant_of(self._facts, recorded, self._existing), recorded[0]
-        active = len(first.sigma) / first.steps
-        groups: list[dict[str, Any]] = []
+        active, groups, notes = len(first.sigma) / first.steps, list[Group](), list[str]()
         for guidance in self.guidances or (None,):
             at = guidance or first.guidance or 1.0  # a model without guidance makes one call a step, as at 1
             tried = {} if self.settings or active < 1 else propose.ways(variant, self._existing, recorded, at)
             name = variant.id if guidance is None else f"{variant.id}, guidance {guidance:g}"
-            groups.append({"name": name, "guidance": guidance, "at": at, "settings": [], "tried": tried})
+            groups.append(Group(name, guidance, at, tried))
+        for setting in self.settings or propose.settings(variant, recorded, schedules=active == 1):
+            try:
+                apply.apply_teacache(model.pipeline, setting, variant=variant).restore()
+                groups[0].settings.append(setting)
+            except TeaCacheError as error:
+                notes.append(f"{setting} could not be tried: {error.error}.")
         pace = float(np.mean([trace.seconds or 0.0 for trace in recorded])) / len(first.sigma)
-        return {
-            "variant": json.loads(json.dumps(as_table(variant), default=as_table)),
-            "settings": list(self.settings or propose.settings(variant, recorded, schedules=active == 1)),
-            "groups": groups,
-            "depth": propose.depth(first.sigma, len(self.held_out), pace * len(groups), self.minutes),
-            "steps": first.steps,
-            "active": active,
-        }
+        depth = propose.depth(first.sigma, len(self.held_out), pace * len(groups), self.minutes)
+        plan = {"depth": depth, "steps": first.steps, "active": active, "notes": notes}
+        return {"variant": as_table(variant), "groups": [vars(group) for group in groups], **plan}
 
-    def _conclude(
-        self,
-        variant: Variant,
-        cases: Sequence[Case],
-        shots: Sequence[Shot],
-        notes: list[str],
-        groups: Sequence[dict[str, Any]],
-    ) -> None:
+    def _conclude(self, variant: Variant, groups: Sequence[Group], made: Series, notes: list[str]) -> None:
         """Choose, and write the report and the coefficient file."""
-        from mflux_teacache_plugin.measure import report  # matplotlib takes its time
-
-        about = f"{variant.provenance.recipe}. {variant.provenance.notes}\n{SECONDS if cases else ''}"
-        title, pictures = f"Calibration of {variant.id}", self.place / "pictures"
+        about = f"{variant.provenance.recipe}. {variant.provenance.notes}\n{SECONDS if made.cases else ''}"
         facts = {"variant": asdict(variant)}
-        self.rows, _ = report.conclude(title, about.strip(), facts, cases, shots, pictures, self.place)
+        self.rows, _ = report.conclude(f"Calibration of {variant.id}", about.strip(), facts, made, self.place)
         rows, any_needed = results.by_group(self.rows), False
         lists: list[StepList] = []
-        for group in groups if cases else ():
-            of_group = rows[group["name"]]
-            found, needed = propose.step_lists(of_group, group["tried"], cases[0].steps, group["at"])
+        for group in groups if made.cases else ():
+            of_group, steps = rows[group.name], made.cases[0].steps
+            found, needed = propose.step_lists(of_group, group.tried, steps, group.at)
             nearer = ", ".join(str(len(each.computed)) for each in found if each.plain_is_nearer)
-            told = f"At {cases[0].steps} steps, guidance {group['at']:g}: {len(self.held_out)} held-out prompts."
+            told = f"At {steps} steps, guidance {group.at:g}: {len(self.held_out)} held-out prompts."
             lost = f" Plain mflux comes nearer where {nearer} of the steps are computed." * bool(nearer)
             notes.append(f"{told} {results.verdict(of_group)}{lost}")
             lists, any_needed = [*lists, *found], any_needed or needed
         chosen = lists if any_needed else ()
-        self.variant = propose.recommending(variant, rows.get(groups[0]["name"], ()), notes, chosen)
+        self.variant = propose.recommending(variant, rows.get(groups[0].name, ()), notes, chosen)
         coefficient_file.write(self.variant, self.file, COMMENT, self.force)
 
     def _trace(self, prompt: str) -> Path:
@@ -233,36 +211,6 @@ class Calibration:
             hint = "name another --folder, or delete this one"
             raise TraceError(f"{path} is of another run", cause=f"of {told}, now {ours}", hint=hint)
         return True
-
-    def _seen(self, model: Model, recorder: Recorder, prompt: str, seconds: float) -> Trace:
-        """The generation that was recorded just now."""
-        config, steps = recorder.config, len(recorder.sigma)
-        if steps < FEWEST_STEPS:
-            raise TraceError(f"{steps} steps tell nothing", hint=f"take --steps {FEWEST_STEPS} or more")
-        rows = recorder.changes
-        usable = {kind: tuple(row) for kind, row in rows.items() if len(row) == steps - 1 and np.isfinite(row).all()}
-        if not {"output", "prediction"} & usable.keys():
-            cause = f"{steps} steps gave {sorted({len(row) for row in rows.values()})} changes"
-            hint = "its adapter does not fit, or it takes its steps in another way"
-            raise TraceError(f"{type(model.pipeline).__name__} cannot be recorded", cause=cause, hint=hint)
-        usable.setdefault("output", usable.get("prediction", ()))
-        bits, loras = getattr(model.pipeline, "bits", None), getattr(model.pipeline, "lora_paths", None)
-        recipe = [f"{config.num_inference_steps} steps", f"{config.width}x{config.height}"]
-        recipe += [] if config.guidance is None else [f"guidance {config.guidance:g}"]
-        recipe += [f"q{bits}"] if bits else []
-        recipe += [f"LoRA {', '.join(map(str, loras))}"] if loras else []
-        return Trace(
-            command=str(self.command),
-            mflux=version("mflux"),
-            prompt=prompt,
-            recipe=", ".join([*recipe, f"seed {SEED}"]),
-            steps=config.num_inference_steps,
-            guidance=None if config.guidance is None else float(config.guidance),
-            sigma=tuple(recorder.sigma),
-            seconds=round(seconds, 3),
-            gram=recorder.gram(),
-            **usable,
-        )
 
 
 def check_writable(folder: Path) -> None:

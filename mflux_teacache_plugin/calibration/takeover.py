@@ -36,10 +36,16 @@ class Model:
     `asked` are the arguments of the command's call of `generate`, the pipeline's own generate_image.
     """
 
-    cfg_end: float | None = None  #: that the command gives as this plugin's option; whoever makes a picture applies it
-
-    def __init__(self, pipeline: Any, adapter: Adapter, generate: Callable[..., Any], asked: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        pipeline: Any,
+        adapter: Adapter,
+        cfg_end: float | None,
+        generate: Callable[..., Any],
+        asked: dict[str, Any],
+    ) -> None:
         self.pipeline, self.adapter = pipeline, adapter
+        self.cfg_end = cfg_end  #: that the command gives as this plugin's option; whoever makes a picture applies it
         self.steps: int | None = asked.get("num_inference_steps")  #: that the command asks for, if it says so
         self.has_guidance = "guidance" in asked  #: whether the command passes one on
         self._generate, self._asked = generate, asked
@@ -110,10 +116,8 @@ class _Listener:
 
         def generate_image(**asked: Any) -> Any:
             object.__setattr__(model, "generate_image", generate)
-            taken = Model(model, adapter, generate, asked)
-            taken.cfg_end = self._cfg_end
             with _leaving():
-                self._job(taken)
+                self._job(Model(model, adapter, self._cfg_end, generate, asked))
             raise command.Leave
 
         object.__setattr__(model, "generate_image", generate_image)
@@ -139,9 +143,8 @@ def run(wanted: Command, check: Check, job: Callable[[Model], None]) -> None:
     prompted = any(word.split("=")[0] in prompts for word in wanted.options)
     options = wanted.options if prompted else (*wanted.options, "--prompt", "calibration")
     _startup.activate(f"mflux-teacache calibrate {wanted.name}")
-    if not _startup.state()["activated"]:
-        why = _startup.state()["why"]
-        raise SettingsError("the plugin is switched off", cause=why, hint="see mflux-teacache doctor")
+    if not (state := _startup.state())["activated"]:
+        raise SettingsError("the plugin is switched off", cause=state["why"], hint="see mflux-teacache doctor")
     os.environ.pop(settings.ENVIRONMENT, None)  # in this process steps are skipped where a setting is tried
     try:
         with contextlib.redirect_stdout(sys.stderr):

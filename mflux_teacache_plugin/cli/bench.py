@@ -10,9 +10,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from mflux_teacache_plugin.cli import output
-from mflux_teacache_plugin.measure import metrics, runs, series, shards, suite
+from mflux_teacache_plugin.measure import metrics, report, runs, series, shards, suite
 from mflux_teacache_plugin.measure.ledger import Ledger
-from mflux_teacache_plugin.measure.series import Case
+from mflux_teacache_plugin.measure.series import Case, Series
 from mflux_teacache_plugin.measure.suite import Suite
 from mflux_teacache_plugin.methods import OFF
 
@@ -47,12 +47,10 @@ def bench(args: argparse.Namespace, wanted: Suite, out: Path) -> int:
         shards.gather_files(sorted(ledger.files), out)
     if not shards.leads():
         return 0
-    from mflux_teacache_plugin.measure import report  # matplotlib takes its time
-
     shots = [shot for repetition, case in items for shot in series.one_round(case, repetition, ledger.make)]
     about = f"{wanted.source} Medians of {wanted.repetitions} repetitions, means over {len(cases)} pictures.".strip()
     facts = {"suite": asdict(wanted)}
-    rows, table = report.conclude(wanted.title, about, facts, cases, shots, ledger.pictures, out)
+    rows, table = report.conclude(wanted.title, about, facts, Series(cases, shots, ledger.pictures), out)
     output.print_findings(rows, table, args.format)
     if found:
         print(f"{found} of {len(shots)} runs were there already; --fresh measures them again", file=sys.stderr)
@@ -62,10 +60,10 @@ def bench(args: argparse.Namespace, wanted: Suite, out: Path) -> int:
 
 def _measure(wanted: Suite, items: Sequence[tuple[int, Case]], ledger: Ledger) -> None:
     """A round of shots for each item of this rank. What can be known to be wrong is told before the first of them."""
-    missing = [
-        case for n, case in items if not all(ledger.find(case, each, case.steps, n) for each in (OFF, *case.settings))
-    ]
-    first = {case.group: case for case in reversed(missing)}  # of each group, one that is to be made
+    first: dict[str, Case] = {}  # of each group, one that is to be made
+    for n, case in items:
+        if not all(ledger.find(case, each, case.steps, n) for each in (OFF, *case.settings)):
+            first.setdefault(case.group, case)
     for case in first.values():
         runs.check(case.command.with_options(steps=case.steps), case.settings)
     warm_ups = wanted.warm_up * sum(1 + len(case.settings) for case in first.values())

@@ -22,14 +22,9 @@ HELD_OUT = 3
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.usage = "mflux-teacache calibrate [options] -- COMMAND ..."
-    parser.add_argument(
-        "command",
-        nargs=argparse.REMAINDER,
-        metavar="COMMAND ...",
-        help="an image command of mflux with its options, such as `mflux-generate --model dev --steps 25 -q 8`; its prompt, "
-        "seed and output are replaced",
-    )
     add = parser.add_argument
+    told = "an image command of mflux, such as `mflux-generate --model dev -q 8`; prompt, seed and output are replaced"
+    add("command", nargs=argparse.REMAINDER, metavar="COMMAND ...", help=told)
     add("--prompts", type=Path, metavar="FILE", help="one prompt a line; default: ten of its own")
     told = "prompts to try settings on, the last ones; default: 3 of 10; 0: none"
     add("--held-out", type=int, metavar="N", help=told)
@@ -39,10 +34,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--guidances", nargs="+", type=positive, metavar="G", default=(), help=told)
     told = "that making pictures may take, about, which decides how many schedules are tried; default: 60"
     add("--minutes", type=positive, metavar="M", default=60.0, help=told)
-    where = parser.add_mutually_exclusive_group()
-    where.add_argument(
-        "--output", type=Path, metavar="FOLDER", help="for the coefficient file; default: your own files'"
-    )
+    where, told = parser.add_mutually_exclusive_group(), "for the coefficient file; default: your own files'"
+    where.add_argument("--output", type=Path, metavar="FOLDER", help=told)
     told = "write the coefficient file into the model's folder, so that it goes with the model"
     where.add_argument("--into-model", action="store_true", help=told)
     told = "for traces, pictures and report; default: calibration-<id> here"
@@ -98,21 +91,17 @@ def setting(text: str) -> str:
 
 def read_prompts(path: Path | None) -> tuple[str, ...]:
     """The prompts of a file, one a line, without empty lines and those that begin with #; None for the built-in ones.
-
-    Raises:
-        SettingsError: the file cannot be read, or holds fewer than two prompts.
+    SettingsError if it cannot be read or holds fewer than two.
     """
     file = resources("mflux_teacache_plugin.calibration") / "prompts.txt" if path is None else path
     try:
         lines = [line.strip() for line in file.read_text("utf-8").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
-        cause = getattr(error, "strerror", None) or str(error)
-        raise SettingsError(
-            f"{path} cannot be read", cause=cause, hint="name a text file, one prompt a line"
-        ) from error
+        cause, hint = getattr(error, "strerror", None) or str(error), "name a text file, one prompt a line"
+        raise SettingsError(f"{path} cannot be read", cause=cause, hint=hint) from error
     prompts = tuple(dict.fromkeys(line for line in lines if line and not line.startswith("#")))
     if len(prompts) < 2:
-        told = "no prompt" if not prompts else "one prompt"
+        told = "one prompt" if prompts else "no prompt"
         raise SettingsError(f"{path} holds {told}", hint="write two or more, one a line; ten make a good set")
     return prompts
 
@@ -121,12 +110,10 @@ def _print(found: Calibration, format: str) -> None:
     variant, report = found.variant, found.place / "report.html"
     assert variant is not None
     if format == "json":
-        facts = {"file": str(found.file), **dataclasses.asdict(variant), "report": str(report)}
+        facts = {"file": found.file, **dataclasses.asdict(variant), "report": report, "traces": found.place / "traces"}
         tried = [results.flat(row) for row in found.rows if row.quality is not None]
         because = results.verdict(found.rows) if found.rows else None
-        output.print_json(
-            {**facts, "tried": tried, "recommended_because": because, "traces": str(found.place / "traces")}
-        )
+        output.print_json({**facts, "tried": tried, "recommended_because": because})
         return
     if found.rows:
         most = max(row.pictures for row in found.rows)

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from mflux_teacache_plugin.cli import output
 from mflux_teacache_plugin.errors import SettingsError
-from mflux_teacache_plugin.measure import files, metrics, runs, series, shards
-from mflux_teacache_plugin.measure.series import Case
+from mflux_teacache_plugin.measure import files, metrics, report, runs, series, shards
+from mflux_teacache_plugin.measure.series import Case, Series
 from mflux_teacache_plugin.methods import OFF
 
 #: The seed where the command gives none: mflux's own would be another one in each process.
@@ -40,10 +40,8 @@ def run(args: argparse.Namespace) -> int:
         case = one_picture(command, settings, SEED)
         with series.progress(case.most_shots) as counted:
             shots = series.one_round(case, 0, counted(series.maker(stage)))
-        from mflux_teacache_plugin.measure import report  # matplotlib takes its time
-
         about, facts = f"One picture of {command.name}, seed {case.seed}.", {"command": str(command)}
-        rows, table = report.conclude(case.prompt, about, facts, [case], shots, stage, stage)
+        rows, table = report.conclude(case.prompt, about, facts, Series([case], shots, stage), stage)
     for name in former - _pictures(args.out):  # of settings or a seed that are not in this report
         (args.out / name).unlink(missing_ok=True)
     output.print_findings(rows, table, args.format)

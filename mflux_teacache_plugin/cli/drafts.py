@@ -15,9 +15,9 @@ from mflux_teacache_plugin.calibration.takeover import Model
 from mflux_teacache_plugin.choose import Choice
 from mflux_teacache_plugin.cli import bench, calibrate, compare, output
 from mflux_teacache_plugin.errors import SettingsError
-from mflux_teacache_plugin.measure import metrics, runs, series, shards
+from mflux_teacache_plugin.measure import metrics, report, runs, series, shards
 from mflux_teacache_plugin.measure.ledger import Ledger
-from mflux_teacache_plugin.measure.series import Case
+from mflux_teacache_plugin.measure.series import Case, Series
 from mflux_teacache_plugin.methods import OFF
 
 #: Of the drafts, where nothing is said: how many, and the first seed where the command has none.
@@ -79,7 +79,7 @@ def _make(missing: Sequence[tuple[Case, str]], setting: str, ledger: Ledger) -> 
             for case, way in missing:
                 draft = ledger.find(case, setting, case.steps, 0)  # which knows how many steps the loop takes
                 active = 1.0 if draft is None else (draft.run.computed + draft.run.skipped) / draft.run.steps
-                ledger.maker = counted(sweep.Sweep(model, choices[-1].variant, active, ledger.pictures).make)
+                ledger.maker = counted(sweep.maker(model, choices[-1].variant, active, ledger.pictures))
                 ledger.make(case, way, case.steps, 0)
 
     takeover.run(missing[0][0].command, lambda choice, _: choices.append(choice), make)
@@ -87,21 +87,18 @@ def _make(missing: Sequence[tuple[Case, str]], setting: str, ledger: Ledger) -> 
 
 def _conclude(first: Case, cases: Sequence[Case], args: argparse.Namespace, ledger: Ledger, folder: Path) -> None:
     """The sheet, with what is there of the cases, and what is printed."""
-    from mflux_teacache_plugin.measure import report  # matplotlib takes its time
-
     ways = (args.setting, OFF)
     made = [(case, [shot for way in ways if (shot := ledger.find(case, way, case.steps, 0))]) for case in cases]
     full = {case.name: case.name for case, shots in made if len(shots) > 1}
-    near = series.similarities([shot for _, shots in made for shot in shots], cases, ledger.pictures, full)
+    near = Series(list(cases), [shot for _, shots in made for shot in shots], ledger.pictures).similarities(full)
     tiles, table = [], []
     for case, (draft, *finals) in made:
-        likeness = near.get(draft.file)
-        title = f"seed {case.seed}"
-        shown = [report.tile(title, draft, ledger.pictures, likeness, str(case.command))]
+        likeness, title, text = near.get(draft.file), f"seed {case.seed}", str(case.command)
+        shown = [report.tile(title, draft, ledger.pictures, likeness, text)]
         tiles.append(shown + [report.tile(f"{title}, final", final, ledger.pictures) for final in finals])
         row: dict[str, Any] = {"seed": case.seed, "computed": draft.run.computed, "seconds": draft.run.seconds}
         row |= {"ssim": likeness and likeness.ssim, "psnr": likeness and likeness.psnr, "draft": draft.file}
-        table.append({**row, "final": finals[0].file if finals else None, "command": str(case.command)})
+        table.append({**row, "final": finals[0].file if finals else None, "command": text})
     about = f"{first.group}. Drafts: {args.setting}. Below each, the command of its final picture."
     pairs_first = sorted(tiles, key=len, reverse=True)  # in rows of an even length they stay together
     report.contact(first.prompt, about, list(itertools.chain.from_iterable(pairs_first)), folder)

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import shutil
+from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -20,7 +21,7 @@ class Ledger:
     """The shots of one folder: pictures, and for each run a file with its figures and what made it.
 
     That is the command with model, prompt, seed and sizes, the setting, the steps, this package's code, the versions of
-    mflux and MLX, and the coefficient files. So a changed suite finds nothing but what it asks for again.
+    mflux and MLX, and the coefficient files, or `numbers` in their place. So a changed suite finds nothing but what it asks for again.
 
     Attributes:
         maker: makes the shots that are not there, in `pictures`; each in a process of its own, unless this is replaced.
@@ -28,7 +29,7 @@ class Ledger:
         found: how many of them were there already.
     """
 
-    def __init__(self, folder: Path, fresh: bool = False) -> None:
+    def __init__(self, folder: Path, fresh: bool = False, numbers: Sequence[str] | None = None) -> None:
         self.pictures, self._runs = folder / "pictures", folder / "runs"
         self.maker = series.maker(self.pictures)
         self.files: set[Path] = set()
@@ -43,17 +44,17 @@ class Ledger:
             else:
                 left.unlink(missing_ok=True)
         code = [*(version(name) for name in ("mflux", "mlx")), code_digest()]
-        numbers = [f"{id} {entry.variant.digest}" for id, entry in sorted(choose.catalog().variants.items())]
-        self._made_by = {OFF: code, "": code + numbers}  # plain mflux reads no coefficients
+        if numbers is None:
+            numbers = [f"{id} {entry.variant.digest}" for id, entry in sorted(choose.catalog().variants.items())]
+        self._made_by = {OFF: code, "": [*code, *numbers]}  # plain mflux reads no coefficients
 
     def find(self, case: Case, setting: str, steps: int, repetition: int) -> Shot | None:
         """The shot, if it was made before and its picture is still there."""
         try:
             kept = json.loads(self._file(case, setting, steps, repetition).read_text(encoding="utf-8"))
-            there = (
-                kept["made_by"] == self._key(case, setting, steps) and (self.pictures / kept["shot"]["file"]).exists()
-            )
-            return Shot.of(kept["shot"]) if there else None
+            shot = Shot.of(kept["shot"])
+            same = kept["made_by"] == self._key(case, setting, steps)
+            return shot if same and (self.pictures / shot.file).exists() else None
         except (OSError, ValueError, KeyError, TypeError):  # not there, or torn
             return None
 
@@ -74,7 +75,7 @@ class Ledger:
 
     def _key(self, case: Case, setting: str, steps: int) -> str:
         made_by = self._made_by.get(setting, self._made_by[""])
-        what = [case.command.name, case.command.options, setting, steps, made_by]
+        what = [case.command.name, case.command.options, case.text(setting), steps, made_by]
         return hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]
 
 

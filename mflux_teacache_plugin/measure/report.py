@@ -1,7 +1,4 @@
-"""All that one looks at after a series: grids of pictures with their differences, charts, and one HTML file that loads nothing.
-
-Imported where something is drawn: matplotlib takes its time.
-"""
+"""All that one looks at after a series: grids of pictures with their differences, charts, and one HTML file that loads nothing."""
 
 import base64
 import io
@@ -12,19 +9,13 @@ from importlib.resources import files as resources
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jinja2
-import matplotlib.pyplot as plt
 import numpy as np
-from matplotlib.ticker import MaxNLocator
-from PIL import Image
 
-from mflux_teacache_plugin.measure import files, machine, results, series
+from mflux_teacache_plugin.measure import files, machine, results
 from mflux_teacache_plugin.measure.metrics import Similarity, pixels
 from mflux_teacache_plugin.measure.results import Row, by_group
-from mflux_teacache_plugin.measure.series import Case, Shot
+from mflux_teacache_plugin.measure.series import Series, Shot
 from mflux_teacache_plugin.methods import OFF
-
-plt.switch_backend("Agg")  # files only: needs no display
 
 #: Longest side of a picture in the report, in pixels; larger ones are scaled down. The originals lie beside it.
 LONGEST = 768
@@ -47,44 +38,48 @@ Lines = list[tuple[str, list[Tile]]]
 
 
 def conclude(
-    title: str,
-    about: str,
-    facts: dict[str, Any],
-    cases: Sequence[Case],
-    shots: Sequence[Shot],
-    pictures: Path,
-    out: Path,
+    title: str, about: str, facts: dict[str, Any], made: Series, out: Path
 ) -> tuple[list[Row], dict[str, Any]]:
-    """Compare the pictures in the folder `pictures`, and write everything to `out`; the rows, and what results.json holds:
-    `facts` come first in it.
+    """Compare the pictures, and write results.json (`facts` come first in it), comparison.png, frontier.png and report.html to
+    `out`; the rows, and what results.json holds.
+
+    Several groups get a comparison each, comparison-1.png and so on; several quantizations of a model get sizes.png.
     """
-    near = series.similarities(shots, cases, pictures, {case.name: case.name for case in cases})
-    whole = series.similarities(shots, cases, pictures, {case.name: case.whole for case in cases if case.whole})
-    rows = results.rows(cases, shots, near, whole)
-    table = {**facts, **results.as_table(cases, shots, near, rows)}
+    near = made.against_plain()
+    rows = results.rows(made, near)
+    table = {**facts, **results.as_table(made, near, rows)}
     files.write(out / "results.json", files.as_json(table))
-    write(title, about, cases, rows, lines(cases, shots, near, pictures), out)
+    groups, shown, commands = by_group(rows), lines(made, near), {}
+    for number, (group, of_group) in enumerate(groups.items(), start=1):
+        chosen, first = results.best(of_group), next(case for case in made.cases if case.group == group)
+        setting = chosen and chosen.setting.partition(" ")[0]  # a name begins with what --teacache takes
+        commands[group] = first.command.with_options(steps=first.steps, teacache=setting)
+        if group in shown:
+            grid(shown[group], out / (f"comparison-{number}.png" if len(groups) > 1 else "comparison.png"))
+    charts = {"frontier.png": frontier(rows)} if shown else {}
+    charts |= {"sizes.png": sizes(rows)} if any(row.whole for row in rows) else {}
+    for name, figure in charts.items():
+        _save(figure, out / name)
+    drawn = [_data("image/png", (out / name).read_bytes()) for name in charts]
+    _page(out / "report.html", title=title, about=about, groups=groups, commands=commands, charts=drawn, shown=shown)
     return rows, table
 
 
-def lines(
-    cases: Sequence[Case], shots: Sequence[Shot], near: Mapping[str, Similarity], folder: Path
-) -> dict[str, Lines]:
+def lines(made: Series, near: Mapping[str, Similarity]) -> dict[str, Lines]:
     """By group, for each case and each setting that all of them have: prompt and setting, and three tiles, plain, with the
     setting, and plain with as many steps.
     """
-    first = {(shot.case, shot.setting, shot.steps): shot for shot in shots if shot.repetition == 0}
-
-    found: dict[str, Lines] = {}
+    cases, found = made.cases, dict[str, Lines]()
+    first = {(shot.case, shot.setting, shot.steps): shot for shot in made.shots if shot.repetition == 0}
     for case in cases:
-        plain = tile("plain", first[case.name, OFF, case.steps], folder)
+        plain = tile("plain", first[case.name, OFF, case.steps], made.folder)
         others = [other for other in cases if other.group == case.group]
         for setting in (each for each in case.settings if all(each in other.settings for other in others)):
             shot = first[case.name, setting, case.steps]
             fewer = first[case.name, OFF, shot.run.fewer(first[case.name, OFF, case.steps].run)]
             label = setting if len(cases) == 1 else f"{case.prompt}\n{setting}"
             ways = ((setting, shot), ("plain, fewer steps", fewer))
-            tiles = [plain, *(tile(name, each, folder, near[each.file]) for name, each in ways)]
+            tiles = [plain, *(tile(name, each, made.folder, near[each.file]) for name, each in ways)]
             found.setdefault(case.group, []).append((label, tiles))
     return found
 
@@ -98,33 +93,10 @@ def tile(title: str, shot: Shot, folder: Path, near: Similarity | None = None, c
     return Tile(title, folder / shot.file, cost, told, command)
 
 
-def write(
-    title: str, about: str, cases: Sequence[Case], rows: Sequence[Row], shown: Mapping[str, Lines], out: Path
-) -> None:
-    """Write comparison.png, frontier.png and report.html to `out`.
-
-    Several groups get a comparison each, comparison-1.png and so on; several quantizations of a model get sizes.png.
-    """
-    groups, commands = by_group(rows), {}
-    for number, (group, of_group) in enumerate(groups.items(), start=1):
-        chosen, first = results.best(of_group), next(case for case in cases if case.group == group)
-        setting = chosen and chosen.setting.partition(" ")[0]  # a name begins with what --teacache takes
-        commands[group] = first.command.with_options(steps=first.steps, teacache=setting)
-        if group in shown:
-            grid(shown[group], out / (f"comparison-{number}.png" if len(groups) > 1 else "comparison.png"))
-    charts = {"frontier.png": frontier(rows)} if shown else {}
-    charts |= {"sizes.png": sizes(rows)} if any(row.whole for row in rows) else {}
-    for name, figure in charts.items():
-        _save(figure, out / name)
-    drawn = [_data("image/png", (out / name).read_bytes()) for name in charts]
-    _page(out / "report.html", title=title, about=about, groups=groups, commands=commands, charts=drawn, shown=shown)
-
-
 def contact(title: str, about: str, tiles: Sequence[Tile], out: Path) -> None:
     """Write a contact sheet to `out`: sheet.png, and sheet.html, in which each picture has its command."""
     rows, columns = -(-len(tiles) // 6), min(len(tiles), 6)
-    size = (2.25 * columns, 2.75 * rows)
-    figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
+    figure, axes = _figure(rows, columns, (2.25 * columns, 2.75 * rows))
     for axis, each in itertools.zip_longest(axes.flat, tiles):
         if each is None:
             axis.remove()
@@ -135,6 +107,8 @@ def contact(title: str, about: str, tiles: Sequence[Tile], out: Path) -> None:
 
 
 def _page(file: Path, **page: Any) -> None:
+    import jinja2
+
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     template = environment.from_string(resources(__package__).joinpath("report.html").read_text(encoding="utf-8"))
     files.write(file, template.render(page, machine=machine.line(), results=results, inlined=inlined))
@@ -142,6 +116,8 @@ def _page(file: Path, **page: Any) -> None:
 
 def inlined(file: Path) -> str:
     """A small picture as it is, a large one scaled down."""
+    from PIL import Image
+
     with Image.open(file) as picture:
         if max(picture.size) <= LONGEST:
             return _data("image/png", file.read_bytes())
@@ -159,8 +135,7 @@ def _data(kind: str, data: bytes) -> str:
 def grid(rows: Lines, file: Path) -> None:
     """A row for each line: its first picture, then each other one with a heat map of its difference from the first."""
     columns = max(2 * len(tiles) - 1 for _, tiles in rows)
-    size = (2.25 * columns + 0.3, 2.75 * len(rows))
-    figure, axes = plt.subplots(len(rows), columns, figsize=size, squeeze=False, layout="constrained")
+    figure, axes = _figure(len(rows), columns, (2.25 * columns + 0.3, 2.75 * len(rows)))
     for line, (label, (first, *others)) in zip(axes, rows, strict=True):
         line[0].set_ylabel("\n".join(textwrap.fill(part, 30) for part in label.splitlines()), fontsize=8)
         reference = pixels(first.file)
@@ -187,8 +162,7 @@ def _show(axis: Any, shown: np.ndarray, title: str, caption: str) -> None:
 def frontier(rows: Sequence[Row]) -> Any:
     """PSNR over steps computed and over seconds, a line for each group: settings beside plain mflux with fewer steps."""
     groups = by_group(rows)
-    size = (10, 3.4 * len(groups))
-    figure, axes = plt.subplots(len(groups), 2, figsize=size, squeeze=False, sharey="row", layout="constrained")
+    figure, axes = _figure(len(groups), 2, (10, 3.4 * len(groups)), sharey="row")
     for line, (group, (plain, *settings)) in zip(axes, groups.items(), strict=True):
         for axis, of in zip(line, ("computed", "seconds"), strict=True):
             rivals = [(row.fewer, row.fewer_quality) for row in settings]
@@ -200,7 +174,7 @@ def frontier(rows: Sequence[Row]) -> Any:
             points = [(getattr(row.cost, of), row.quality.psnr, name) for row, name in found if row.quality]
             _points(axis, points, "settings", "tab:blue")
             axis.axvline(getattr(plain.cost, of), color="grey", linestyle=":", label="plain, all steps")
-        line[0].xaxis.set_major_locator(MaxNLocator(integer=True))
+        line[0].xaxis.get_major_locator().set_params(integer=True)
         line[0].set(xlabel="steps computed", ylabel="PSNR against all steps, dB")
         line[1].set(xlabel="seconds of the denoising loop")
         line[0].set_title(group, fontsize=9, loc="left")
@@ -211,7 +185,7 @@ def frontier(rows: Sequence[Row]) -> Any:
 def sizes(rows: Sequence[Row]) -> Any:
     """Quantizations of one model and their settings in one chart: PSNR against the plain pictures of the first of them."""
     models = list(dict.fromkeys(row.whole for row in rows if row.whole))
-    figure, axes = plt.subplots(1, len(models), figsize=(6 * len(models), 4), squeeze=False, layout="constrained")
+    figure, axes = _figure(1, len(models), (6 * len(models), 4))
     for axis, model in zip(axes[0], models, strict=True):
         for group, of_group in by_group([row for row in rows if model in (row.group, row.whole)]).items():
             nears = [(row, row.whole_quality if row.whole else row.quality) for row in of_group]
@@ -232,9 +206,15 @@ def _points(axis: Any, points: Sequence[tuple[float, float, str]], label: str, c
     axis.margins(0.14)
 
 
+def _figure(rows: int, columns: int, size: tuple[float, float], **options: Any) -> tuple[Any, np.ndarray]:
+    """A figure of so many inches, and its axes in rows."""
+    from matplotlib.figure import Figure  # takes its time
+
+    figure = Figure(size, layout="constrained")
+    return figure, figure.subplots(rows, columns, squeeze=False, **options)
+
+
 def _save(figure: Any, file: Path) -> None:
-    """Aside, then renamed: `file` is whole or what it was."""
     data = io.BytesIO()
     figure.savefig(data, dpi=110, format="png")
-    plt.close(figure)
     files.write(file, data.getvalue())

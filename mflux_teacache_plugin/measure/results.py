@@ -7,7 +7,7 @@ from typing import Any
 
 from mflux_teacache_plugin.measure import machine
 from mflux_teacache_plugin.measure.metrics import Similarity, Summary, summarize
-from mflux_teacache_plugin.measure.series import Case, Shot
+from mflux_teacache_plugin.measure.series import Case, Series, Shot
 from mflux_teacache_plugin.methods import OFF
 
 #: From which worst SSIM on a picture counts as good enough to keep, and as good enough for a draft.
@@ -16,11 +16,8 @@ FINAL, DRAFT = 0.95, 0.85
 
 @dataclass(frozen=True)
 class Cost:
-    """What the pictures of one way took: means over the cases, of medians over the repetitions.
-
-    Attributes:
-        seconds: of the denoising loop; `wall` of the whole process.
-        memory, mlx_memory: highest peak in bytes, the process's and MLX's own.
+    """What the pictures of one way took, as a `Run` has it: means over the cases, of medians over the repetitions; of memory
+    the highest peak.
     """
 
     computed: float
@@ -66,17 +63,11 @@ class Row:
         return 0.0 if self.quality is None or rival is None else self.quality.psnr - rival.psnr
 
 
-def rows(
-    cases: Sequence[Case], shots: Sequence[Shot], near: Mapping[str, Similarity], near_whole: Mapping[str, Similarity]
-) -> list[Row]:
-    """A row for each group and setting, in the order in which they were made.
-
-    Args:
-        near: of each picture, by file name, against its own plain one (`series.similarities`).
-        near_whole: of each picture of a quantized model, against the whole model's.
-    """
-    made: dict[tuple[str, str, int], list[Shot]] = {}
-    for shot in shots:
+def rows(series: Series, near: Mapping[str, Similarity]) -> list[Row]:
+    """A row for each group and setting, in the order in which they were made; `near` is the series' `against_plain`."""
+    cases, made = series.cases, dict[tuple[str, str, int], list[Shot]]()
+    near_whole = series.similarities({case.name: case.whole for case in cases if case.whole})
+    for shot in series.shots:
         made.setdefault((shot.case, shot.setting, shot.steps), []).append(shot)
     group_of = {case.name: case.group for case in cases}
 
@@ -89,23 +80,12 @@ def rows(
         skipped, speedup = 1 - cost.computed / full.computed, full.seconds / max(cost.seconds, 1e-9)
         ideal, whole = full.computed / cost.computed, group_of.get(of_group[0].whole)
         against = summarize([near_whole[each[0].file] for each in cached]) if whole else None
-        common = (
-            of_group[0].group,
-            setting,
-            cached[0][0].steps,
-            len(cached),
-            cost,
-            skipped,
-            speedup,
-            ideal,
-            whole,
-            against,
-        )
+        which, took = (of_group[0].group, setting, cached[0][0].steps, len(cached)), (cost, skipped, speedup, ideal)
         if setting == OFF:
-            return Row(*common)
+            return Row(*which, *took, whole, against)
         quality, other_quality = (summarize([near[each[0].file] for each in way]) for way in (cached, fewer))
         rival = (quality, other, other_quality, full.seconds / max(other.seconds, 1e-9))
-        return Row(*common, _advice(skipped, speedup, quality, other_quality), *rival)
+        return Row(*which, *took, whole, against, _advice(skipped, speedup, quality, other_quality), *rival)
 
     found = []
     for group in dict.fromkeys(group_of.values()):
@@ -182,15 +162,14 @@ def _line(name: str, advice: str, speedup: float, cost: Cost, near: Summary | No
     return [name, advice, *took, *figures, f"{cost.memory / 1e9:.2f}"]
 
 
-def as_table(
-    cases: Sequence[Case], shots: Sequence[Shot], near: Mapping[str, Similarity], found: Sequence[Row]
-) -> dict[str, Any]:
+def as_table(series: Series, near: Mapping[str, Similarity], found: Sequence[Row]) -> dict[str, Any]:
     """Everything that was found, for a JSON file: the machine, the rows, and each run with its picture's nearness."""
-    made = [(shot, vars(near[shot.file]) if shot.repetition == 0 else {}) for shot in shots]
+    made = [(shot, vars(near[shot.file]) if shot.repetition == 0 else {}) for shot in series.shots]
+    shown = ("name", "group", "prompt", "seed")
     return {
         "machine": machine.describe(),
         "rows": [flat(row) for row in found],
-        "cases": [{"name": case.name, "group": case.group, "prompt": case.prompt, "seed": case.seed} for case in cases],
+        "cases": [{key: getattr(case, key) for key in shown} for case in series.cases],
         "runs": [{**(parts := asdict(shot)).pop("run"), **parts, **figures} for shot, figures in made],
     }
 

@@ -1,9 +1,10 @@
 """Pictures in several ways: plain, with each setting, and plain with as many steps as each setting computed."""
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,9 @@ class Case:
         group: cases of one group are summed up in one row for each setting.
         settings: what it is made with beside plain mflux.
         command: with prompt and seed, without steps and setting.
-        guidance: where it is not the command's own.
         whole: the case of the same picture by the whole model, or the least quantized one; "" for that one itself.
+        guidance: where it is not the command's own.
+        texts: what `--teacache` takes, for those settings that are names.
     """
 
     name: str
@@ -37,6 +39,11 @@ class Case:
     command: Command
     whole: str = ""
     guidance: float | None = None
+    texts: Mapping[str, str] = field(default_factory=dict)
+
+    def text(self, setting: str) -> str:
+        """What `--teacache` takes for one of the settings."""
+        return self.texts.get(setting, setting)
 
     @property
     def most_shots(self) -> int:
@@ -59,6 +66,27 @@ class Shot:
     def of(cls, values: dict[str, Any]) -> "Shot":
         """The shot that `dataclasses.asdict` made these of."""
         return cls(**{**values, "run": Run(**values["run"])})
+
+
+@dataclass(frozen=True)
+class Series:
+    """The shots that were made of some cases, and the folder of their pictures."""
+
+    cases: list[Case]
+    shots: list[Shot]
+    folder: Path
+
+    def similarities(self, references: Mapping[str, str]) -> dict[str, Similarity]:
+        """Each first picture of a case in `references`, by its file's name, against the plain one of the case named there."""
+        first = [shot for shot in self.shots if shot.repetition == 0]
+        steps = {case.name: case.steps for case in self.cases}
+        plain = {shot.case: shot.file for shot in first if shot.setting == OFF and shot.steps == steps[shot.case]}
+        against = [(shot.file, plain[references[shot.case]]) for shot in first if shot.case in references]
+        return {file: metrics.similarity(self.folder / file, self.folder / other) for file, other in against}
+
+    def against_plain(self) -> dict[str, Similarity]:
+        """Each first picture, by its file's name, against the plain one of its case."""
+        return self.similarities({case.name: case.name for case in self.cases})
 
 
 #: Makes a shot, or finds it where it was kept: (case, setting, steps, repetition) → Shot.
@@ -96,34 +124,17 @@ def one_round(case: Case, repetition: int, make: Maker) -> list[Shot]:
     return shots + [make(case, OFF, steps, repetition) for steps in sorted(fewer, reverse=True)]
 
 
-def similarities(
-    shots: Sequence[Shot], cases: Sequence[Case], folder: Path, references: Mapping[str, str]
-) -> dict[str, Similarity]:
-    """Each first picture of a case in `references`, by its file's name, against the plain one of the case named there."""
-    first = [shot for shot in shots if shot.repetition == 0]
-    steps = {case.name: case.steps for case in cases}
-    plain = {shot.case: shot.file for shot in first if shot.setting == OFF and shot.steps == steps[shot.case]}
-    return {
-        shot.file: metrics.similarity(folder / shot.file, folder / plain[references[shot.case]])
-        for shot in first
-        if shot.case in references
-    }
-
-
 @contextmanager
 def progress(most: int, show: bool = True) -> Iterator[Callable[[Maker], Maker]]:
     """A bar of at most so many pictures; gives what makes a maker tick it, with what is being made written behind it."""
     with tqdm(total=most, unit="picture", disable=not show) as bar:
 
-        def counted(make: Maker) -> Maker:
-            def counting(case: Case, setting: str, steps: int, repetition: int) -> Shot:
-                bar.set_postfix_str(f"seed {case.seed}: {way(setting, steps)}")
-                shot = make(case, setting, steps, repetition)
-                bar.update()
-                return shot
+        def counting(make: Maker, case: Case, setting: str, steps: int, repetition: int) -> Shot:
+            bar.set_postfix_str(f"seed {case.seed}: {way(setting, steps)}")
+            shot = make(case, setting, steps, repetition)
+            bar.update()
+            return shot
 
-            return counting
-
-        yield counted
+        yield partial(partial, counting)
         bar.total = bar.n
         bar.set_postfix_str("")

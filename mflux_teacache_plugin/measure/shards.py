@@ -15,6 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
+from mflux_teacache_plugin.checks import as_table
 from mflux_teacache_plugin.errors import TeaCacheError
 
 T = TypeVar("T")
@@ -63,18 +64,9 @@ def mine(items: Sequence[T]) -> list[T]:
     return list(items[rank::size])
 
 
-def gather(rows: Sequence[Any]) -> list[Any] | None:
-    """On rank 0 the rows of all ranks, in the order of the items that `mine` shared out; None on the others.
-
-    They are any JSON values, one for each item of `mine(items)`, in that order.
-    """
-    shares, size = [json.loads(data) for data in _every(json.dumps(list(rows)).encode())], world()[1]
-    return [shares[n % size][n // size] for n in range(sum(map(len, shares)))] if leads() else None
-
-
 def share(value: Any) -> Any:
-    """Rank 0's `value`, any JSON value, on every rank. All ranks have to come; what the others give does not count."""
-    return json.loads(_every(json.dumps(value if leads() else None).encode())[0])
+    """Rank 0's `value`, as JSON holds it, on every rank. All ranks have to come; what the others give does not count."""
+    return json.loads(_every(json.dumps(value if leads() else None, default=as_table).encode())[0])
 
 
 def wait() -> None:

@@ -103,14 +103,9 @@ class Suite:
 
 
 def read(path: Path) -> Suite:
-    """The suite in a file.
-
-    Raises:
-        SettingsError: it cannot be read or used; the causes name the keys and the fixes.
-    """
-    data = read_toml(path, SettingsError)
+    """The suite in a file. SettingsError, whose causes name the keys and the fixes, if it cannot be read or used."""
     problems = Problems()
-    values = check_table(Suite, data, problems)
+    values = check_table(Suite, read_toml(path, SettingsError), problems)
     if not problems and values.get("paired_seeds") and len(values["seeds"]) != len(values["prompts"]):
         what = f"{len(values['seeds'])} for {len(values['prompts'])} prompts"
         problems.add("seeds", what, "give as many, or do not pair them")

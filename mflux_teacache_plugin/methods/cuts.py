@@ -2,7 +2,7 @@
 
 from argparse import ArgumentTypeError
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from mflux_teacache_plugin.caching.gate import Setup
 from mflux_teacache_plugin.caching.stats import Decision
@@ -24,7 +24,7 @@ class Cuts(Method):
     """Every step is computed."""
 
     skips: ClassVar[bool] = False
-    keeps: ClassVar[Literal["prediction", "residual"]] = "prediction"
+    needs_taps: ClassVar[bool] = False
     uses_numbers: ClassVar[bool] = False
 
     @property

@@ -9,7 +9,7 @@ from argparse import ArgumentTypeError
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
@@ -18,9 +18,7 @@ from mflux_teacache_plugin.caching.gate import Change, Setup, Verdict
 from mflux_teacache_plugin.caching.stats import Generation
 from mflux_teacache_plugin.errors import SettingsError
 from mflux_teacache_plugin.methods.method import Method, finite, keyed, plain, to_float, whole
-
-if TYPE_CHECKING:
-    from mflux_teacache_plugin.variants import Variant
+from mflux_teacache_plugin.variants import Variant
 
 
 @dataclass(frozen=True)
@@ -36,11 +34,6 @@ class DualCacheSettings:
     continuous: int = -1  #: skips in a row; -1 for no limit
     accumulated: float = 0.0  #: changes read in all, from which on nothing is skipped; 0 for no limit
     separate: bool = True  #: each guidance branch reads its own change; otherwise the second goes by the first one's
-
-    def given(self) -> dict[str, Any]:
-        """The settings that are not the defaults, and F, B and rdt."""
-        usual = vars(DualCacheSettings())
-        return {name: value for name, value in vars(self).items() if value != usual[name] or name in ("F", "B", "rdt")}
 
 
 #: Known by name: fast, and careful.
@@ -107,10 +100,11 @@ class DualCache(Method):
 
     @property
     def setting(self) -> str:
-        given = ",".join(f"{key}={plain(value)}" for key, value in self.settings.given().items())
-        return f"dualcache:{self.preset or given}"
+        usual, ours = vars(DualCacheSettings()), vars(self.settings)
+        given = [name for name in ours if name in ("F", "B", "rdt") or ours[name] != usual[name]]
+        return f"dualcache:{self.preset or ','.join(f'{name}={plain(ours[name])}' for name in given)}"
 
-    def check(self, variant: "Variant | None", blocks: Mapping[str, int] | None = None) -> None:
+    def check(self, variant: Variant | None, blocks: Mapping[str, int] | None = None) -> None:
         if blocks is not None:
             self.fit(blocks)
 
@@ -146,7 +140,7 @@ class DualCache(Method):
             line += f", changes {', '.join(f'{name} {value:.3g}' for name, value in spread)}"
         return line
 
-    def why_nothing(self, generation: Generation, variant: "Variant | None") -> str:
+    def why_nothing(self, generation: Generation, variant: Variant | None) -> str:
         return f"no list of blocks changed by less than {self.settings.rdt:g}; a higher rdt skips"
 
 
@@ -166,23 +160,11 @@ _LEAST = {"F": 1, "B": 0, "warmup": 0, "warmup_interval": 1, "max_cached": -1, "
 _FIELDS = tuple(field.name for field in fields(DualCacheSettings))
 
 #: cache-dit's names of the settings.
-_THEIRS = {"fn": "F", "bn": "B"} | dict(
-    zip(
-        [
-            "fn_compute_blocks",
-            "bn_compute_blocks",
-            "residual_diff_threshold",
-            "max_warmup_steps",
-            "warmup_interval",
-            "max_cached_steps",
-            "max_continuous_cached_steps",
-            "max_accumulated_residual_diff_threshold",
-            "cfg_diff_compute_separate",
-        ],
-        _FIELDS,
-        strict=True,
-    )
+_NAMES = (
+    "fn_compute_blocks bn_compute_blocks residual_diff_threshold max_warmup_steps warmup_interval max_cached_steps "
+    "max_continuous_cached_steps max_accumulated_residual_diff_threshold cfg_diff_compute_separate"
 )
+_THEIRS = {"fn": "F", "bn": "B"} | dict(zip(_NAMES.split(), _FIELDS, strict=True))
 
 
 def _value(name: str, text: str) -> float | int | bool:

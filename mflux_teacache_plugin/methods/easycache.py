@@ -8,7 +8,7 @@ while the sum is below the threshold, what the prediction was above the latents 
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal, cast
+from typing import Any, ClassVar, cast
 
 import mlx.core as mx
 
@@ -81,7 +81,7 @@ class EasyCache(Method):
     threshold: float = 0.2
     ret_steps: int = RET_STEPS
     uses_numbers: ClassVar[bool] = False
-    keeps: ClassVar[Literal["prediction", "residual"]] = "prediction"
+    needs_taps: ClassVar[bool] = False
 
     @property
     def setting(self) -> str:

@@ -8,15 +8,12 @@ errors add up to no more than the threshold.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from mflux_teacache_plugin.caching.gate import Change, Gate, Verdict
 from mflux_teacache_plugin.caching.stats import Generation
 from mflux_teacache_plugin.errors import SettingsError
 from mflux_teacache_plugin.methods.method import Method, Setup, finite, keyed, number, plain, whole
-
-if TYPE_CHECKING:
-    from mflux_teacache_plugin.variants import Variant
+from mflux_teacache_plugin.variants import Variant
 
 
 class MagCacheGate:
@@ -59,7 +56,7 @@ class MagCache(Method):
         further = f",K={self.K}" * (self.K != 3) + f",retention={plain(self.retention)}" * (self.retention != 0.2)
         return f"magcache:{plain(self.threshold)}{further}"
 
-    def check(self, variant: "Variant | None", blocks: Mapping[str, int] | None = None) -> None:
+    def check(self, variant: Variant | None, blocks: Mapping[str, int] | None = None) -> None:
         if variant is None or not variant.mag_ratios:
             hint = "easycache:0.2 and 1.5x need none; ratios of your own go into a coefficient file, as mag_ratios"
             whose = "this model" if variant is None else variant.id
@@ -70,7 +67,7 @@ class MagCache(Method):
         assert setup.variant is not None and setup.variant.mag_ratios is not None  # `check` has seen to it
         return MagCacheGate(setup.variant.mag_ratios, setup.facts.steps, self.threshold, self.K, self.retention)
 
-    def why_nothing(self, generation: Generation, variant: "Variant | None") -> str:
+    def why_nothing(self, generation: Generation, variant: Variant | None) -> str:
         errors = [each.accumulated for each in generation.decisions if each.accumulated is not None]
         least = f"; the smallest error of a step is {min(errors):.3g}" if errors else ""
         return f"the first {self.retention:.0%} of the steps are always computed{least}"

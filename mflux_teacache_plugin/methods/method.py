@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Self
 
 import mlx.core as mx
 
@@ -20,9 +20,7 @@ from mflux_teacache_plugin.caching.forecast import ORDERS
 from mflux_teacache_plugin.caching.gate import Facts, Gate, Setup
 from mflux_teacache_plugin.caching.stats import Generation
 from mflux_teacache_plugin.caching.step_cache import Cache, PredictionCache, StepCache
-
-if TYPE_CHECKING:
-    from mflux_teacache_plugin.variants import Variant
+from mflux_teacache_plugin.variants import Variant
 
 #: Makes a method of its setting, the text behind `NAME:`; raises ArgumentTypeError.
 Parser = Callable[[str], "Method"]
@@ -46,8 +44,9 @@ class Method:
     skips: ClassVar[bool] = True
     #: The forecast that is meant where none is named.
     usual_forecast: ClassVar[str] = "reuse"
-    #: What a skipped step is made from: what the step's calls return, or the blocks' residuals.
-    keeps: ClassVar[Literal["prediction", "residual"]] = "residual"
+    #: Whether it looks inside the transformer, so that a skipped step is made from the blocks' residuals; else it is made from
+    #: what the step's calls return.
+    needs_taps: ClassVar[bool] = True
     #: Why no step was skipped, where that follows from the setting.
     nothing: ClassVar[str] = ""
     #: Whether only a variant with a polynomial will do.
@@ -80,11 +79,6 @@ class Method:
         return ORDERS[self.forecast]
 
     @property
-    def needs_taps(self) -> bool:
-        """Whether it looks inside the transformer."""
-        return self.keeps != "prediction"
-
-    @property
     def label(self) -> str:
         """Its name in the line after the picture."""
         return str(self)
@@ -109,17 +103,17 @@ class Method:
             raise ArgumentTypeError(f"'@{text}' is no part of a run; write shares between 0 and 1, such as @0.1-0.9")
         return replace(self, window=(start, end))
 
-    def check(self, variant: "Variant | None", blocks: Mapping[str, int] | None = None) -> None:
+    def check(self, variant: Variant | None, blocks: Mapping[str, int] | None = None) -> None:
         """Raise SettingsError, with the fix, if it cannot run on these numbers and, once the model is loaded, its blocks."""
 
     def check_steps(self, steps: int | None) -> None:
         """Raise SettingsError, with the fix, if it makes no sense with so many steps; None if they are not known yet."""
 
-    def as_recommended(self, variant: "Variant | None") -> Self:
+    def as_recommended(self, variant: Variant | None) -> Self:
         """The same where nobody named it, and it is only what is recommended for a model."""
         return self
 
-    def notes(self, variant: "Variant | None", name: str) -> Sequence[str]:
+    def notes(self, variant: Variant | None, name: str) -> Sequence[str]:
         """Lines to say before the run on the model of that name."""
         return ()
 
@@ -129,7 +123,7 @@ class Method:
 
     def cache(self, setup: Setup) -> Cache:
         """The cache of one generation."""
-        if self.keeps == "prediction":
+        if not self.needs_taps:
             return PredictionCache(self.gate(setup), setup, self.order)
         return StepCache(self.gate(setup), setup, self.order, partial(self.transform, facts=setup.facts))
 
@@ -141,7 +135,7 @@ class Method:
         """What the line after the picture adds when steps were skipped; may be empty."""
         return ""
 
-    def why_nothing(self, generation: Generation, variant: "Variant | None") -> str:
+    def why_nothing(self, generation: Generation, variant: Variant | None) -> str:
         """Why nothing was skipped, and what would help."""
         if self.nothing:
             return self.nothing

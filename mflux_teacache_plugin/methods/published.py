@@ -1,26 +1,21 @@
 """Schedules from lists: which steps of a real checkpoint others, or a calibration's pictures, found worth computing.
 
 A list for 50 steps is followed to the letter in a run of 50 steps. For any other run it says how dense the computed steps
-lie along σ: its first step stands on the run's first, its last on the last, the others at their shares of the way, on
-whatever σ grid the run's sampler has there; and between two listed steps there is one computed step's worth. Lists are
-compared by how many steps they compute, for that is what can be spent along σ: ten steps lie where a list of ten has them,
-whether the run has 20 steps or 50.
-
-A calibration's lists hold for the guidance that they were made at. A run follows those of the nearest guidance and, of these, of
-the nearest number of steps.
+lie along σ: each stands at its share of the way, on whatever σ grid the run's sampler has there, and between two listed steps
+there is one computed step's worth. Lists are compared by how many steps they compute: ten steps lie where a list of ten has
+them, whether the run has 20 steps or 50. Of a calibration's lists, a run follows those made at the nearest guidance and, of
+these, for the nearest number of steps.
 
 Each schedule is the next longer one without one step, so one more step asked for never loses one. Only from one list of
 the run's own number of steps to the next does it not hold: they were not made out of each other.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from mflux_teacache_plugin.caching.gate import Facts
-    from mflux_teacache_plugin.variants.variant import Profile, StepList
+from mflux_teacache_plugin.caching.gate import Facts
+from mflux_teacache_plugin.variants.variant import Profile, StepList
 
 #: Places in a run, as shares of it.
 PLACES = (0.0, 0.02, 0.06, 0.1, 0.2, 0.4, 0.6, 0.8, 0.9, 0.96, 1.0)
@@ -32,14 +27,13 @@ COMMON: Mapping[int, Sequence[float]] = {
     25: (0.0, 0.04, 0.12, 0.2, 0.39, 0.68, 0.74, 0.81, 0.86, 0.93, 1.0),
 }
 """What the published lists have in common, for a model that has none: how many steps are computed → which share of
-them, but for the last, lies before each of `PLACES`.
+them, but for the last, lies before each of `PLACES`. A dense first fifth, an even middle, a dense end.
 
-The mean over the lists for 50 steps in the shipped coefficient files (`common` of them, rounded to two digits; a test does
-it again): those of 10 to 12 steps, of 13 to 17, of 18 to 22 and of 23 to 26. A dense first fifth, an even middle, a dense end.
+Means over the shipped lists for 50 steps: those of 10 to 12 steps, of 13 to 17, of 18 to 22 and of 23 to 26.
 """
 
 
-def suited(lists: Sequence["StepList"], profile: "Profile | None", facts: "Facts") -> list["StepList"]:
+def suited(lists: Sequence[StepList], profile: Profile | None, facts: Facts) -> list[StepList]:
     """Of a model's lists those of the runs that are most like this one; none where its profile's run is more like it.
 
     Lists without a guidance suit all runs alike.
@@ -58,30 +52,18 @@ def suited(lists: Sequence["StepList"], profile: "Profile | None", facts: "Facts
     return [each for each, at in zip(made, distances, strict=True) if at == min(distances)]
 
 
-def counts(listed: "StepList", places: Sequence[float] | np.ndarray) -> np.ndarray:
+def counts(listed: StepList, places: Sequence[float] | np.ndarray) -> np.ndarray:
     """How many of a list's steps lie before each place, with one step's worth between two of them."""
     steps = np.array(listed.computed) / (listed.steps - 1)
     return np.interp(np.asarray(places), steps, np.arange(len(listed.computed)))
 
 
-def common(lists: Sequence["StepList"]) -> dict[int, list[float]]:
-    """`COMMON`, of these lists."""
-    rows = {}
-    for low, high in ((10, 12), (13, 17), (18, 22), (23, 26)):
-        group = [each for each in lists if low <= len(each.computed) <= high]
-        shares = np.mean([counts(each, PLACES) / (len(each.computed) - 1) for each in group], axis=0)
-        rows[round(np.mean([len(each.computed) for each in group]))] = [round(float(share), 2) for share in shares]
-    return rows
-
-
-def schedule(
-    lists: Sequence["StepList"], facts: "Facts", count: int, places: np.ndarray | None = None
-) -> tuple[int, ...]:
+def schedule(lists: Sequence[StepList], facts: Facts, count: int, places: np.ndarray | None = None) -> tuple[int, ...]:
     """The steps to compute, `count` of the run's (2 or more, unless it has one), the first and the last among them.
 
-    The lists are those `suited` to the run; empty for what all have in common. `places` are the shares of the run at which
-    each step counts as standing, for a run on another sampler's σ; by default where it stands. Of two that compute as many steps the first is followed to the
-    letter, and the mean of their densities elsewhere. Where the run begins late, the lists' first part is left out.
+    The lists are those `suited` to the run; empty for what all have in common. Of two that compute as many steps the first is
+    followed to the letter, and the mean of their densities elsewhere. Where the run begins late, the lists' first part is left
+    out. `places` are the shares of the run at which each step counts as standing, where that is not where it stands.
     """
     steps, whole = facts.steps, facts.first + facts.steps
     at = np.arange(facts.first, whole) / max(1, whole - 1) if places is None else places
@@ -98,7 +80,7 @@ def schedule(
     shorter: tuple[int, ...] = (0, steps - 1)
     for size in sorted({*dense, *exact}, reverse=True):
         if size < steps:
-            here = exact.get(size) or _nearest(longer, _reached(dense, size, whole / steps), size)
+            here = exact.get(size) or nearest(longer, _reached(dense, size, whole / steps), size)
             if size == count:
                 return here
             if size < count:
@@ -115,8 +97,10 @@ def schedule(
     return tuple(computed)
 
 
-def _nearest(longer: Sequence[int], reached: np.ndarray, count: int) -> tuple[int, ...]:
-    """So many steps of a longer schedule, with as nearly as can be one wanted between two of them."""
+def nearest(longer: Sequence[int], reached: np.ndarray, count: int) -> tuple[int, ...]:
+    """So many steps of a longer schedule, with as nearly as can be one wanted between two of them; `reached`: how many of them
+    are wanted before each.
+    """
     at = reached[list(longer)]
     cost = np.where(np.tri(len(at), dtype=bool), np.inf, (at - at[:, None]) ** 2)
     return tuple(longer[index] for index in path_of_least(cost, count, np.add)[1])

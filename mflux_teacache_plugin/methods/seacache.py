@@ -2,9 +2,7 @@
 
 SeaCache (Chung et al., "SeaCache: Spectral-Evolution-Aware Cache for Accelerating Diffusion Models", CVPR 2026,
 arXiv 2602.18993) accumulates the relative L1 change of the modulated input as TeaCache does, with two differences: there
-is no polynomial, and the signal is filtered before it is compared. Everything else is the older rule: each step's
-filtered signal is compared with that of the step before, computed or not, each filtered at its own sigma; a step whose
-sum stays below the threshold is skipped; a computed step sets the sum to 0; the first and the last step are computed.
+is no polynomial, and each step's signal is filtered, at its own sigma, before it is compared with that of the step before.
 The authors cap no run of skipped steps. They give thresholds of 0.3 and 0.6 for FLUX.1-dev at 50 steps.
 
 diffusers 0.42.1 (Apache-2.0) has it with a linear forecast and at most two skips in a row: `seacache:0.25,diffusers`.
@@ -47,11 +45,9 @@ def response(length: int, sigma: float, power: float = PICTURE_POWER) -> np.ndar
 def sea_filter(signal: mx.array, sigma: float, grid: tuple[int, int], power: float = PICTURE_POWER) -> mx.array:
     """Filter the picture's tokens of a modulated input with the response for sigma along rows and columns of its grid.
 
-    The two-dimensional response is the product of both axes' and has mean 1, since each of them has. At sigma 0 it is 1
-    everywhere: the signal stays as it is. Towards sigma 1 only the mean over all tokens is left, times their number.
-
-    Of `signal`, (batch, tokens, width), the first rows * columns tokens are the picture row by row; others are dropped, so
-    what is returned is (batch, rows * columns, width) float32. ValueError if there are fewer tokens than the grid has.
+    At sigma 0 the signal stays as it is. Towards sigma 1 only the mean over all tokens is left, times their number. Of
+    `signal`, (batch, tokens, width), the first rows * columns tokens are the picture row by row; others are dropped, so what
+    is returned is (batch, rows * columns, width) float32. ValueError if there are fewer tokens than the grid has.
     """
     rows, columns = grid
     batch, tokens, width = signal.shape

@@ -8,7 +8,7 @@ import math
 import time
 from argparse import ArgumentTypeError
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import ClassVar
 
 import mlx.core as mx
 
@@ -19,9 +19,7 @@ from mflux_teacache_plugin.errors import SettingsError
 from mflux_teacache_plugin.methods.method import Method, Setup, plain, to_float
 from mflux_teacache_plugin.methods.speedup import LEAST_STEPS, MAX_SPEEDUP, ScheduleGate, Speedup
 from mflux_teacache_plugin.methods.steps import Steps
-
-if TYPE_CHECKING:
-    from mflux_teacache_plugin.variants import Variant
+from mflux_teacache_plugin.variants import Variant
 
 TOO_SHORT = "the time is too short for the fewest sensible steps, which were made"
 
@@ -65,7 +63,7 @@ class Seconds(Method):
 
     seconds: float = 90.0
     usual_forecast: ClassVar[str] = "linear"
-    keeps: ClassVar[Literal["prediction", "residual"]] = "prediction"
+    needs_taps: ClassVar[bool] = False
     nothing: ClassVar[str] = "the time suffices for every step"
 
     @property
@@ -82,7 +80,7 @@ class Seconds(Method):
             hint = f"take at least {LEAST_STEPS} --steps"
             raise SettingsError(f"{steps} steps at {self} cannot be met", cause=cause, hint=hint)
 
-    def schedule(self, count: int, variant: "Variant | None", facts: Facts) -> tuple[int, ...]:
+    def schedule(self, count: int, variant: Variant | None, facts: Facts) -> tuple[int, ...]:
         """So many steps, the first two among them, as the speed-up that takes as many has them."""
         if count >= facts.steps:
             return tuple(range(facts.steps))

@@ -9,7 +9,7 @@ import math
 from argparse import ArgumentTypeError
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import ClassVar
 
 import numpy as np
 
@@ -19,9 +19,7 @@ from mflux_teacache_plugin.caching.step_cache import Cache
 from mflux_teacache_plugin.errors import SettingsError
 from mflux_teacache_plugin.methods import published
 from mflux_teacache_plugin.methods.method import Method, Setup, plain, to_float
-
-if TYPE_CHECKING:
-    from mflux_teacache_plugin.variants.variant import Profile, StepList, Variant
+from mflux_teacache_plugin.variants.variant import Profile, StepList, Variant
 
 #: Speed-ups lie in (1, MAX_SPEEDUP].
 MAX_SPEEDUP = 10.0
@@ -49,7 +47,7 @@ def covers(knots: Sequence[float], sigmas: Sequence[float]) -> bool:
     return max(sigmas) <= earliest and min(sigmas) >= latest
 
 
-def other_sigmas(profile: "Profile", facts: Facts) -> bool:
+def other_sigmas(profile: Profile, facts: Facts) -> bool:
     """Whether the run's σ are those of another sampler than the profile's."""
     whole = facts.first + facts.steps
     recorded = [step / len(profile.sigma) for step in range(len(profile.sigma))]
@@ -57,7 +55,7 @@ def other_sigmas(profile: "Profile", facts: Facts) -> bool:
     return bool(np.abs(sigmas - facts.sigmas).max() > SAME_SIGMA)
 
 
-def outside(profile: "Profile | None", recorded_at: float | None, facts: Facts) -> str:
+def outside(profile: Profile | None, recorded_at: float | None, facts: Facts) -> str:
     """What of a run was not recorded, in a few words; empty if there is nothing of the kind."""
     found, ours = [], facts.guidance
     if profile is not None and other_sigmas(profile, facts):
@@ -128,7 +126,7 @@ class Speedup(Method):
     factor: float = 1.5
     least: int = field(default=LEAST_STEPS, kw_only=True, compare=False)
     usual_forecast: ClassVar[str] = ""
-    keeps: ClassVar[Literal["prediction", "residual"]] = "prediction"
+    needs_taps: ClassVar[bool] = False
     nothing: ClassVar[str] = "the speed-up leaves no step out; ask for a higher one"
 
     @property
@@ -139,7 +137,7 @@ class Speedup(Method):
     def order(self) -> int:
         return ORDERS[self.forecast or "linear"]
 
-    def as_recommended(self, variant: "Variant | None") -> "Speedup":
+    def as_recommended(self, variant: Variant | None) -> "Speedup":
         recorded = [] if variant is None else [each.steps for each in variant.step_lists]
         if variant is not None and variant.profile is not None:
             recorded.append(len(variant.profile.sigma))
@@ -158,7 +156,7 @@ class Speedup(Method):
             hint = f"take at least {enough} --steps, or a smaller speed-up"
             raise SettingsError(f"{steps} steps at {self} cannot be met", cause=cause, hint=hint)
 
-    def notes(self, variant: "Variant | None", name: str) -> Sequence[str]:
+    def notes(self, variant: Variant | None, name: str) -> Sequence[str]:
         shared = f"so {self} computes the steps that published schedules of other models share"
         return (f"there are no coefficients for {name}, {shared}",) if variant is None else ()
 
@@ -182,7 +180,7 @@ class Speedup(Method):
         """So many steps are computed."""
         return max(budget(self.factor, facts.steps), min(2, facts.steps))
 
-    def schedule(self, variant: "Variant | None", facts: Facts) -> tuple[int, ...]:
+    def schedule(self, variant: Variant | None, facts: Facts) -> tuple[int, ...]:
         """The steps to compute: by lists of the model, else by its profile, else by what all published lists share."""
         count = self.count(facts)
         lists = self._lists(variant, facts)
@@ -199,10 +197,10 @@ class Speedup(Method):
         lead = min(self.order + 2, max(1, count // 4)) if self.order else 1
         return spread(expected_changes(profile.sigma, profile.change, facts.sigmas), count, lead)
 
-    def _lists(self, variant: "Variant | None", facts: Facts) -> "list[StepList]":
+    def _lists(self, variant: Variant | None, facts: Facts) -> list[StepList]:
         return [] if variant is None else published.suited(variant.step_lists, variant.profile, facts)
 
-    def _found(self, variant: "Variant | None", facts: Facts) -> "StepList | None":
+    def _found(self, variant: Variant | None, facts: Facts) -> StepList | None:
         """The calibration's list that is nearest to the run and its count; None without one."""
         share = self.count(facts) / facts.steps
         made = [each for each in self._lists(variant, facts) if each.guidance is not None]

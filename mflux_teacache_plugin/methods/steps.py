@@ -4,7 +4,7 @@ from argparse import ArgumentTypeError
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from mflux_teacache_plugin.caching.gate import Gate
 from mflux_teacache_plugin.checks import parse_steps
@@ -26,7 +26,7 @@ class Steps(Method):
     computed: tuple[int, ...] = (0,)
     uses_numbers: ClassVar[bool] = False
     usual_forecast: ClassVar[str] = "linear"
-    keeps: ClassVar[Literal["prediction", "residual"]] = "prediction"
+    needs_taps: ClassVar[bool] = False
     nothing: ClassVar[str] = "the list leaves no step out"
 
     @property

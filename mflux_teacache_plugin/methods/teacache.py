@@ -8,15 +8,13 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from mflux_teacache_plugin.caching.gate import Change, Gate, Verdict
 from mflux_teacache_plugin.caching.stats import Generation
 from mflux_teacache_plugin.errors import SettingsError
 from mflux_teacache_plugin.methods.method import Method, Setup, number, plain
-
-if TYPE_CHECKING:
-    from mflux_teacache_plugin.variants import Variant
+from mflux_teacache_plugin.variants import Variant
 
 #: So many steps in a row are skipped at most. Upstream has no such cap; mlx-teacache uses the same number.
 MAX_CONSECUTIVE_SKIPS = 8
@@ -95,7 +93,7 @@ class TeaCache(Method):
     def label(self) -> str:
         return f"threshold {self}"
 
-    def check(self, variant: "Variant | None", blocks: Mapping[str, int] | None = None) -> None:
+    def check(self, variant: Variant | None, blocks: Mapping[str, int] | None = None) -> None:
         if variant is None or variant.polynomial is None:
             whose = "this model" if variant is None else variant.id
             hint = "ask for a speed-up instead, such as 1.5x, or fit them: mflux-teacache calibrate -- COMMAND"
@@ -107,7 +105,7 @@ class TeaCache(Method):
         guard = (variant.guard.first, variant.guard.last)
         return TeaCacheGate(setup.facts.steps, self.threshold, variant.polynomial, variant.range, guard)
 
-    def why_nothing(self, generation: Generation, variant: "Variant | None") -> str:
+    def why_nothing(self, generation: Generation, variant: Variant | None) -> str:
         if variant is not None:
             always = variant.guard.first + variant.guard.last
             if generation.steps <= always:
