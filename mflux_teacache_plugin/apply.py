@@ -37,11 +37,13 @@ DEFAULT_THRESHOLD = 0.2
 class Handle(Observer):
     """Step caching on one model, until `restore()` or the end of the `with` block.
 
-    `method` decides, with its setting; `variant` has the numbers in use, if any; `stats` says what was skipped and computed,
-    over all generations.
-
     Between generations the model is as mflux made it but for a watched `generate_image`; nothing is kept from one
     generation to the next, and nothing holds the transformer once the loop is over. The handle does not keep the model.
+
+    Attributes:
+        method: decides, with its setting.
+        variant: the numbers in use, if any.
+        stats: what was skipped and computed, over all generations.
     """
 
     def __init__(self, model: Any, choice: Choice) -> None:
@@ -215,8 +217,11 @@ def apply_teacache(
         variant: a Variant, or the id of a coefficient file. Default: the one that matches the model.
         cfg_end: the share of the steps, above 0, that run with guidance; with "off" for `method` nothing else changes.
 
-    Returns a handle, also for `with`: `handle.stats`, `handle.restore()`. Raises AlreadyAppliedError, ConflictError,
-    UnsupportedModelError, SettingsError or VariantFileError.
+    Returns:
+        A handle, also for `with`: `handle.stats`, `handle.restore()`.
+
+    Raises:
+        AlreadyAppliedError, ConflictError, UnsupportedModelError, SettingsError, VariantFileError.
     """
     if method is not None and threshold is not None:
         raise SettingsError("method and threshold were given", hint="give one of them")

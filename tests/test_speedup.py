@@ -242,7 +242,7 @@ def test_a_run_follows_the_list_of_the_nearest_guidance_and_steps(guidance, spee
 def test_the_list_says_what_stands_in_unless_somebody_asked_for_it(asked, guidance, order, note):
     setup = Setup(Facts(falling(3, 24), guidance=guidance), Generation(24), variant=CALIBRATED)
     cache = methods.parse(asked).cache(setup)
-    assert (cache._order, setup.record.note) == (order, note)
+    assert (cache._kept["a call"]._points.maxlen - 1, setup.record.note) == (order, note)
 
 
 def test_on_another_samplers_sigmas_the_same_noise_levels_are_computed():
