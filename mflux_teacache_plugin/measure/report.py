@@ -23,6 +23,9 @@ LONGEST = 768
 #: Differences are shown on a scale that ends here, in grey levels of 255; larger ones look the same.
 STRONGEST = 64
 
+#: So many lines of pictures are shown of a group; all pictures lie beside the report.
+MOST_LINES = 40
+
 
 class Tile(NamedTuple):
     """A picture in a line; in words, what it took and how near it is to the first of its line ("" for that one)."""
@@ -67,7 +70,7 @@ def conclude(
 
 def lines(made: Series, near: Mapping[str, Similarity]) -> dict[str, Lines]:
     """By group, for each case and each setting that all of them have: prompt and setting, and three tiles, plain, with the
-    setting, and plain with as many steps.
+    setting, and plain with as many steps. The first MOST_LINES of a group.
     """
     cases, found = made.cases, dict[str, Lines]()
     first = {(shot.case, shot.setting, shot.steps): shot for shot in made.shots if shot.repetition == 0}
@@ -81,7 +84,7 @@ def lines(made: Series, near: Mapping[str, Similarity]) -> dict[str, Lines]:
             ways = ((setting, shot), ("plain, fewer steps", fewer))
             tiles = [plain, *(tile(name, each, made.folder, near[each.file]) for name, each in ways)]
             found.setdefault(case.group, []).append((label, tiles))
-    return found
+    return {group: all_lines[:MOST_LINES] for group, all_lines in found.items()}
 
 
 def tile(title: str, shot: Shot, folder: Path, near: Similarity | None = None, command: str = "") -> Tile:
