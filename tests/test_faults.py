@@ -206,7 +206,7 @@ PIECES = [
     ("speedup", "methods.speedup:ScheduleGate.__call__", 1),
     ("speedup", "methods.speedup:ScheduleGate.__call__", 4),
     ("speedup", "caching.step_cache:PredictionCache.attach", 1),
-    ("speedup", "caching.step_cache:PredictionCache.kept", 2),
+    ("speedup", "caching.step_cache:Cache.kept", 2),
     ("speedup", "caching.step_cache:PredictionCache.forget", 1),
     ("speedup", "caching.step_cache:PredictionCache._ask", 2),
     ("speedup", "caching.forecast:Forecast.learn", 1),
@@ -220,7 +220,7 @@ PIECES = [
     ("dualcache", "methods.dualcache:DualCacheGate.__call__", 4),
     ("dualcache", "caching.block_cache:relative_change", 2),
     ("dualcache", "caching.block_cache:BlockCache._begin", 3),
-    ("dualcache", "caching.block_cache:BlockCache._decide", 3),
+    ("dualcache", "caching.step_cache:Cache._decide", 3),
     ("dualcache", "caching.block_cache:BlockCache._learn", 1),
     ("dualcache", "caching.block_cache:BlockCache._stand_in", 2),
     ("dualcache", "caching.block_cache:BlockCache.end_step", 2),
@@ -421,7 +421,7 @@ def test_ctrl_c_at_each_step(step, subjects, tiny, said):
         ("teacache", "caching.forecast:Forecast.at", 1),
         ("teacache", "apply:facts_of", 1),
         ("speedup", "caching.step_cache:PredictionCache._ask", 3),
-        ("dualcache", "caching.block_cache:BlockCache._decide", 3),
+        ("dualcache", "caching.step_cache:Cache._decide", 3),
     ],
 )
 def test_ctrl_c_in_the_middle_of_ours(method, place, call, subjects, tiny, monkeypatch):
