@@ -181,7 +181,9 @@ def test_the_noise_levels_are_those_that_the_transformer_is_told(id, photo, monk
     known = []
     init = PredictionCache.__init__
     monkeypatch.setattr(
-        PredictionCache, "__init__", lambda self, gate, run, *more: (known.append(run.facts), init(self, gate, run, *more))[1]
+        PredictionCache,
+        "__init__",
+        lambda self, gate, run, *more: (known.append(run.facts), init(self, gate, run, *more))[1],
     )
     with case.model() as model, apply_teacache(model, These()) as handle:
         adapter = registry().adapters[case.adapter]

@@ -243,13 +243,3 @@ def test_the_list_says_what_stands_in_unless_somebody_asked_for_it(asked, guidan
     setup = Setup(Facts(falling(3, 24), guidance=guidance), Generation(24), variant=CALIBRATED)
     cache = methods.parse(asked).cache(setup)
     assert (cache._kept["a call"]._points.maxlen - 1, setup.record.note) == (order, note)
-
-
-def test_on_another_samplers_sigmas_the_same_noise_levels_are_computed():
-    early = StepList(steps=24, computed=(*range(12), 23), guidance=4.0)
-    variant = SimpleNamespace(step_lists=[early], profile=profile_of(3, 24, guidance=4.0))
-    linear = Facts(falling(1, 24), guidance=4.0)
-    computed = Speedup(2.0).schedule(variant, linear)
-    level = falling(3, 24)[11]  # down to here every step was computed, and none below
-    dense = [step for step in computed[:-1] if linear.sigmas[step] >= level - 0.1]
-    assert len(computed) == 12 and len(dense) >= 7 and dense == list(range(len(dense)))

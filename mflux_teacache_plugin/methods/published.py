@@ -58,22 +58,22 @@ def counts(listed: StepList, places: Sequence[float] | np.ndarray) -> np.ndarray
     return np.interp(np.asarray(places), steps, np.arange(len(listed.computed)))
 
 
-def schedule(lists: Sequence[StepList], facts: Facts, count: int, places: np.ndarray | None = None) -> tuple[int, ...]:
+def schedule(lists: Sequence[StepList], facts: Facts, count: int) -> tuple[int, ...]:
     """The steps to compute, `count` of the run's (2 or more, unless it has one), the first and the last among them.
 
     The lists are those `suited` to the run; empty for what all have in common. Of two that compute as many steps the first is
     followed to the letter, and the mean of their densities elsewhere. Where the run begins late, the lists' first part is left
-    out. `places` are the shares of the run at which each step counts as standing, where that is not where it stands.
+    out.
     """
     steps, whole = facts.steps, facts.first + facts.steps
-    at = np.arange(facts.first, whole) / max(1, whole - 1) if places is None else places
+    at = np.arange(facts.first, whole) / max(1, whole - 1)
     before = {size: np.interp(at, PLACES, shares) * (size - 1) for size, shares in COMMON.items()}
     exact = {steps: tuple(range(steps))}
     if lists:
         sizes = {len(each.computed) for each in lists}
         alike = {size: [each for each in lists if len(each.computed) == size] for size in sizes}
         before = {size: np.mean([counts(each, at) for each in alike[size]], axis=0) for size in sizes}
-        if facts.first == 0 and places is None:
+        if facts.first == 0:
             exact |= {len(each.computed): each.computed for each in reversed(lists) if each.steps == steps}
     dense = {size: np.append(np.diff(reached), 1.0) for size, reached in before.items()}
     longer: tuple[int, ...] = exact[steps]

@@ -185,11 +185,6 @@ class Speedup(Method):
         count = self.count(facts)
         lists = self._lists(variant, facts)
         profile = None if variant is None else variant.profile
-        if lists and lists[0].guidance is not None and profile is not None and other_sigmas(profile, facts):
-            # another sampler: where along σ the recorded run computed, there this one does
-            shares = np.arange(len(profile.sigma)) / (len(profile.sigma) - 1)
-            places = np.interp(facts.sigmas, profile.sigma[::-1], shares[::-1])
-            return published.schedule(lists, facts, count, places)
         if lists or profile is None or not covers(profile.sigma, facts.sigmas):
             return published.schedule(lists, facts, count)
         # The first steps decide the layout: on the demo model it costs more to skip one of them than any profile says. So
