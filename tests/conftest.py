@@ -123,3 +123,16 @@ def connected():
     bridge.uninstall()
     deactivate()
     load_plugins.cache_clear()
+
+
+@pytest.fixture
+def fresh_plugins():
+    """Plugins are loaded once per process; here a test has its own, and leaves none."""
+    from mflux_teacache_plugin.host import bridge
+    from mflux_teacache_plugin.host.manager import load_plugins
+
+    load_plugins.cache_clear()
+    yield
+    bridge.uninstall()
+    deactivate()
+    load_plugins.cache_clear()

@@ -5,7 +5,7 @@ import re
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import mlx.core as mx
@@ -18,11 +18,8 @@ from mflux_teacache_plugin.calibration.traces import Trace
 from mflux_teacache_plugin.choose import registry
 from mflux_teacache_plugin.cli import main
 from mflux_teacache_plugin.cli.calibrate import read_prompts
-from mflux_teacache_plugin.host import bridge
-from mflux_teacache_plugin.host.manager import load_plugins
 from mflux_teacache_plugin.methods.steps import Steps
 from mflux_teacache_plugin.variants import read_variant
-from tests.support import deactivate
 from tests.test_options import write_variant
 from tests.tiny.cases import Case, case
 from tests.tiny.commands import preserved_globals, run_command
@@ -36,12 +33,8 @@ KINDS = ("output", "signal", "prediction", "growth")
 
 
 @pytest.fixture(autouse=True)
-def fresh_plugins() -> Iterator[None]:
-    load_plugins.cache_clear()
-    yield
-    bridge.uninstall()
-    deactivate()
-    load_plugins.cache_clear()
+def _fresh_plugins(fresh_plugins: None) -> None:
+    """Each test has its own."""
 
 
 @pytest.fixture

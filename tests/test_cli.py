@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from unittest import mock
@@ -16,9 +16,7 @@ import pytest
 from mflux_teacache_plugin import _startup
 from mflux_teacache_plugin.cli import VERBS, doctor, main
 from mflux_teacache_plugin.errors import TeaCacheError
-from mflux_teacache_plugin.host import bridge, versions
-from mflux_teacache_plugin.host.manager import load_plugins
-from tests.support import deactivate
+from mflux_teacache_plugin.host import versions
 from tests.test_options import write_variant
 from tests.tiny.cases import case
 from tests.tiny.commands import preserved_globals, read_pixels
@@ -30,13 +28,8 @@ SHIPPED = sorted(path.stem for path in (ROOT / "coefficients").glob("*.toml"))
 
 
 @pytest.fixture(autouse=True)
-def fresh_plugins() -> Iterator[None]:
-    """Plugins are loaded once per process, and each test has its own."""
-    load_plugins.cache_clear()
-    yield
-    bridge.uninstall()
-    deactivate()
-    load_plugins.cache_clear()
+def _fresh_plugins(fresh_plugins: None) -> None:
+    """Each test has its own."""
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ What the command's parser says of the options comes from a process of its own, w
 
 import json
 import shlex
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +15,8 @@ import pytest
 from mflux_teacache_plugin import demo_model
 from mflux_teacache_plugin.calibration import takeover
 from mflux_teacache_plugin.cli import main
-from mflux_teacache_plugin.host import bridge
-from mflux_teacache_plugin.host.manager import load_plugins
 from mflux_teacache_plugin.measure import metrics, runs
 from tests import pretended
-from tests.support import deactivate
 from tests.tiny.cases import SEED, case
 from tests.tiny.commands import preserved_globals, read_pixels, run_command
 
@@ -29,12 +26,8 @@ STEPS = 6
 
 
 @pytest.fixture(autouse=True)
-def fresh_plugins() -> Iterator[None]:
-    load_plugins.cache_clear()
-    yield
-    bridge.uninstall()
-    deactivate()
-    load_plugins.cache_clear()
+def _fresh_plugins(fresh_plugins: None) -> None:
+    """Each test has its own."""
 
 
 @pytest.fixture
