@@ -224,6 +224,15 @@ def test_nothing_is_recommended_where_nothing_is_good_enough():
     assert found == variant.replace(provenance=Provenance(source="a test", notes="why"))
 
 
+def test_what_is_recommended_holds_at_every_guidance():
+    mild = [a_row("4x profile linear", 12, 0.98, 40.0, 30.0), a_row("2x profile linear", 25, 0.99, 50.0, 40.0)]
+    hard = [a_row("4x even linear", 12, 0.80, 20.0, 19.0), a_row("2x even linear", 25, 0.97, 35.0, 30.0)]
+    hard = [replace(row, group="hard") for row in hard]
+    assert propose.recommending(a_variant(), mild, ["why"]).recommended == "4x"
+    assert propose.recommending(a_variant(), mild + hard, ["why"]).recommended == "2x"
+    assert propose.recommending(a_variant(), mild + hard[:1], ["why"]).recommended is None
+
+
 def test_settings_that_only_some_pictures_were_made_with_are_not_recommended():
     rows = [a_row("3x even reuse", 16, 0.99, 50.0, 30.0, pictures=1), a_row("2x profile linear", 25, 0.98, 40.0, 30.0)]
     assert propose.recommending(a_variant(), rows, ["why"]).recommended == "2x"

@@ -178,13 +178,16 @@ def step_lists(
 def recommending(variant: Variant, rows: Sequence[Row], more: Sequence[str], lists: Sequence[StepList] = ()) -> Variant:
     """The variant with what its pictures speak for as its default, and the reasons, with `more`, in its provenance.
 
-    `lists` replace those that it has for as many steps and the same guidance.
+    The default keeps the pictures of every group in `rows`; a threshold is the first one's. `lists` replace those that the variant
+    has for as many steps and the same guidance.
     """
     new = {(each.steps, each.guidance) for each in lists}
     kept = [each for each in variant.step_lists if (each.steps, each.guidance) not in new]
     changes: dict[str, Any] = {"step_lists": (*kept, *lists)}
     notes = (variant.provenance.notes or "").splitlines()
-    best, threshold = results.best(rows), results.best([row for row in rows if is_threshold(row.setting)])
+    bests = [results.best(of_group) for of_group in results.by_group(rows).values()]
+    best = None if None in bests else min(filter(None, bests), key=lambda row: row.speedup, default=None)
+    threshold = results.best([row for row in rows if row.group == rows[0].group and is_threshold(row.setting)])
     if threshold is not None:
         changes["threshold"] = float(threshold.setting)
         notes = [line for line in notes if line != UNSEEN]

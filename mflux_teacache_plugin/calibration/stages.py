@@ -194,7 +194,7 @@ class Calibration:
             notes.append(f"{told} {results.verdict(of_group)}{lost}")
             lists, any_needed = [*lists, *found], any_needed or needed
         chosen = lists if any_needed else ()
-        self.variant = propose.recommending(variant, rows.get(groups[0].name, ()), notes, chosen)
+        self.variant = propose.recommending(variant, self.rows, notes, chosen)
         coefficient_file.write(self.variant, self.file, COMMENT, self.force)
 
     def _trace(self, prompt: str) -> Path:
