@@ -38,11 +38,11 @@ from tqdm import tqdm
 from mflux_teacache_plugin import choose
 from mflux_teacache_plugin.apply import apply_teacache
 from mflux_teacache_plugin.caching.taps import module_at
-from mflux_teacache_plugin.cli import exit_code, output
+from mflux_teacache_plugin.cli import calibrate, exit_code, output
 from mflux_teacache_plugin.demo_model import float32
 from mflux_teacache_plugin.errors import SettingsError, TeaCacheError
 from mflux_teacache_plugin.host.layers import stand_before
-from mflux_teacache_plugin.measure import machine, runs
+from mflux_teacache_plugin.measure import machine
 from mflux_teacache_plugin.measure.suite import BITS
 from mflux_teacache_plugin.settings import ENVIRONMENT
 
@@ -266,7 +266,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="real_size.py", description=what)
     add = parser.add_argument
     add("model", choices=MODELS, metavar="MODEL", help=", ".join(MODELS))
-    add("settings", nargs="*", type=runs.setting, metavar="SETTING", help="what --teacache takes; default: 2x")
+    add(
+        "settings",
+        nargs="*",
+        type=calibrate.setting,
+        default=(),
+        metavar="SETTING",
+        help="what --teacache takes; default: 2x",
+    )
     add("-q", "--quantize", type=int, choices=BITS, help="to so many bits, as mflux does it")
     add("--size", type=size, default=(1024, 1024), metavar="WxH", help="default: 1024x1024")
     add("--steps", type=whole, default=20, metavar="N", help="default: 20")

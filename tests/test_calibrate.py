@@ -133,7 +133,7 @@ def test_schedules_are_chosen_at_every_guidance_that_is_named(
         assert any(run["case"].endswith(f"-guidance-{each.guidance:g}") for run in with_it)
     report = (tmp_path / "found" / "report.html").read_text()
     assert "guidance 2" in report and "guidance 6" in report
-    assert "At 9 steps, guidance 6: 1 held-out prompts." in variant.provenance.notes
+    assert "At 9 steps, guidance 6: 1 held-out prompt." in variant.provenance.notes
 
     made = generations(monkeypatch)
     assert calibrate(of, *options, "--force", more=("--steps", 9), settings=())[0] == 0
@@ -293,6 +293,17 @@ def test_a_file_goes_into_the_model_s_folder(calibrate, tiny, tmp_path):
         assert json.loads(out)["weights_licence"] == "mine", "the file beside the model served it"
     finally:
         (folder / "teacache.toml").unlink(missing_ok=True)
+
+
+def test_lists_of_other_runs_stay_in_a_file_outside_the_search_path(calibrate, tmp_path):
+    options, file = ("--held-out", 0, "--output", "elsewhere"), tmp_path / "elsewhere" / "tiny-flux2.toml"
+    assert calibrate(case("klein-base"), *options)[0] == 0
+    with file.open("a") as text:
+        text.write('\n[[step_lists]]\nsteps = 9\ncomputed = "0-3,8"\nguidance = 2.0\n')
+    assert calibrate(case("klein-base"), *options, "--force")[0] == 0
+    assert [each.computed for each in read_variant(file).step_lists] == [(0, 1, 2, 3, 8)]
+    file.write_text("broken")
+    assert calibrate(case("klein-base"), *options, "--force")[0] == 0 and read_variant(file).step_lists == ()
 
 
 def test_a_folder_that_cannot_be_written_is_said_before_weights_load(calibrate, tmp_path, monkeypatch):

@@ -13,7 +13,7 @@ from unittest import mock
 import numpy as np
 import pytest
 
-from mflux_teacache_plugin import _startup
+from mflux_teacache_plugin import _startup, choose
 from mflux_teacache_plugin.cli import VERBS, doctor, main
 from mflux_teacache_plugin.errors import TeaCacheError
 from mflux_teacache_plugin.host import versions
@@ -149,6 +149,23 @@ def test_asked_wrongly(argv: list[str], message: str, capsys) -> None:
         main(argv)
     assert exit_.value.code == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("closed", "argv", "code"), [(">&-", "variants", 0), ("2>&-", "variants nosuch", 2)])
+def test_a_closed_stream_is_no_fault(closed: str, argv: str, code: int) -> None:
+    command = f"{sys.executable} -m mflux_teacache_plugin {argv} {closed}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (code, "", "")
+
+
+def test_what_breaks_is_one_line_and_a_hint(run, monkeypatch) -> None:
+    def broken(*_: object) -> None:
+        raise ValueError("a fault of ours")
+
+    monkeypatch.setattr(choose, "catalog", broken)
+    code, out, err = run("variants")
+    assert (code, out) == (1, "")
+    assert err == "error: ValueError: a fault of ours\n  hint: MFLUX_TEACACHE_DEBUG=1 shows where; please report it\n"
 
 
 def test_nobody_reads_on() -> None:

@@ -92,15 +92,18 @@ def test_drafts_and_then_the_best_one_in_full(drafts, made, tmp_path) -> None:
     made.clear()
     assert drafts(*two) == (0, out, f"sheet: {sheet}, or sheet.png beside it\n") and made == [], "all is there"
 
+    assert drafts("--setting", "1.5x")[0] == 0
+    assert made == [SEED, SEED + 1], "another setting, the same seeds"
+
     name, *options = shlex.split(best["command"])
     assert np.array_equal(run_command(name, options, tmp_path).pixels, read_pixels(final))
     assert np.array_equal(run_command(name, [*options, "--teacache", "2x"], tmp_path).pixels, read_pixels(draft))
 
 
 def test_another_command_has_a_folder_of_its_own(drafts, made) -> None:
-    two = ("--seeds", 1, "--setting", "2x", "--format", "json")
+    two = ("--seeds", 1, "--setting", "2x", "--format", "json", "--folder", "mine")
     folders = {json.loads(drafts(*two, more=("--steps", steps))[1])["pictures"] for steps in (STEPS, STEPS + 1)}
-    assert len(folders) == 2
+    assert len(folders) == 2 and {Path(folder).parts[0] for folder in folders} == {"mine"}
     assert drafts(*two, "--fresh")[0] == 0
     assert made == [SEED] * 3, "what is there counts, unless --fresh is given"
 
@@ -119,16 +122,17 @@ def test_what_the_command_cuts_of_guidance_is_cut_in_both(drafts, tmp_path) -> N
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "more", "told"),
     [
-        (("--seeds", 0), "makes no draft"),
-        (("--seeds", 2, "--final", SEED, SEED + 2), f"there is no draft of seed {SEED + 2}"),
-        (("--folder", "taken/here"), "cannot be written"),
+        (("--seeds", 0), (), "makes no draft"),
+        (("--seeds", 2, "--final", SEED, SEED + 2), (), f"there is no draft of seed {SEED + 2}"),
+        (("--folder", "taken/here"), (), "taken is no folder"),
+        (("--seeds", 2), ("--seed", -1), "--seed -1 is none that MLX takes"),
     ],
 )
-def test_what_is_wrong_is_said_before_the_model_loads(drafts, no_model, tmp_path, options, told) -> None:
+def test_what_is_wrong_is_said_before_the_model_loads(drafts, no_model, tmp_path, options, more, told) -> None:
     (tmp_path / "taken").write_text("")
-    code, out, err = drafts(*options)
+    code, out, err = drafts(*options, more=more)
     assert (code, out) == (2, "") and err.startswith("error: ") and told in err and "\n  hint: " in err
 
 

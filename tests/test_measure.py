@@ -9,6 +9,7 @@ import math
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
 import sysconfig
@@ -23,7 +24,7 @@ from PIL import Image
 from mflux_teacache_plugin import demo_model
 from mflux_teacache_plugin.cli import main
 from mflux_teacache_plugin.errors import TeaCacheError
-from mflux_teacache_plugin.measure import files, ledger, metrics, runs, suite
+from mflux_teacache_plugin.measure import files, ledger, metrics, runs, shards, suite
 from mflux_teacache_plugin.measure.metrics import Similarity
 from mflux_teacache_plugin.measure.runs import Command, Run
 from tests import pretended
@@ -259,13 +260,27 @@ def test_a_folder_that_cannot_be_written_to_is_told_before_the_first_run(verb: s
         argv = [a_suite(), *argv[2:4]]
     code, out, err = run(verb, *argv)
     assert (code, out, pretended.made) == (2, "", [])
-    assert "error: Not a directory" in err
+    assert "cannot be written" in err and "file is no folder" in err
 
 
 def test_a_command_with_several_seeds_is_refused(run, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(runs, "check", lambda command, _: {**pretended.check(command, _), "seed": [1, 2]})
     code, _, err = run("compare", "--settings", "0.1", "--out", tmp_path / "out", "--", *COMMAND, "--seed", "1", "2")
     assert code == 2 and "bench` takes many" in err
+
+
+def test_a_comparison_with_nothing_beside_plain_is_refused(run, tmp_path) -> None:
+    code, _, err = run("compare", "--settings", "off", "--out", tmp_path / "out", "--", *COMMAND)
+    assert code == 2 and "nothing to be compared with" in err and not (tmp_path / "out").exists()
+
+
+def test_a_terminated_run_leaves_nothing_half_done(tmp_path) -> None:
+    with pytest.raises(KeyboardInterrupt), shards.stoppable(), files.staged(tmp_path / "out") as stage:
+        (stage / "half.png").write_bytes(b"")
+        os.kill(os.getpid(), signal.SIGTERM)
+        stage.joinpath("never").touch()
+    assert list(tmp_path.iterdir()) == []
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
 def test_a_prompt_file_that_is_not_there(run, tmp_path) -> None:

@@ -42,9 +42,7 @@ class BlockCache(Cache):
 
     def __init__(
         self,
-        gate: Callable[
-            [], Gate
-        ],  # for one list of blocks in one guidance branch; `change` is since the last computed step
+        gate: Callable[[], Gate],  # for one list in one branch; `change` is since the last computed step
         setup: Setup,
         order: int,
         *,

@@ -49,13 +49,16 @@ def variant_of(facts: Mapping[str, Any], traces: Sequence[Trace], existing: Vari
     `facts` are the keys of a coefficient file besides numbers and provenance, `existing` is what served this model up to now.
     """
     source = f"mflux-teacache-plugin {version('mflux-teacache-plugin')}, mflux-teacache calibrate"
+    recipe = f"{len(traces)} prompts, {traces[0].recipe}, mflux {traces[0].mflux}"
     published = "" if existing is None else existing.provenance.source.removeprefix(KEPT).partition("; profile: ")[0]
     earlier: tuple[StepList, ...] = ()
     if existing is not None and published.startswith("mflux-teacache-plugin "):
         # an earlier calibration's: its lists stay, and its numbers where more steps told them; else these are fitted again
         earlier = tuple(each for each in existing.step_lists if each.guidance is not None)
         if existing.id == facts["id"] and existing.profile and len(existing.profile.sigma) > len(traces[0].sigma):
-            return existing
+            theirs = existing.provenance
+            recipe = "; then ".join(dict.fromkeys([*(theirs.recipe or "unknown").split("; then "), recipe]))
+            return existing.replace(provenance=replace(theirs, recipe=recipe))
         existing = None
     keys, scores = fit.numbers(traces, existing)
     growths = [trace.growth for trace in traces if trace.growth]
@@ -69,7 +72,7 @@ def variant_of(facts: Mapping[str, Any], traces: Sequence[Trace], existing: Vari
         judged, notes = fit.OWN, [*notes, UNSEEN]
     provenance = Provenance(
         source=source,
-        recipe=f"{len(traces)} prompts, {traces[0].recipe}, mflux {traces[0].mflux}",
+        recipe=recipe,
         date=datetime.date.today().isoformat(),
         r2=round(scores[judged].r2, 4),
         fitted=True,
@@ -168,7 +171,7 @@ def step_lists(
         way, near, fewer = methods.parse(names[best.setting]), best.quality, best.fewer_quality
         assert not isinstance(way, str) and near is not None and fewer is not None
         computed = parse_steps(way.setting.partition(":")[2])
-        told = f"{best.setting.partition(' ')[2]}: {near.psnr:.1f} ({near.psnr_worst:.1f}) dB on {best.pictures} pictures, "
+        told = f"{best.setting.partition(' ')[2]}: {near.psnr:.1f} ({near.psnr_worst:.1f}) dB on {most} picture{'s' * (most > 1)}, "
         told += f"plain with as many steps {fewer.psnr:.1f} ({fewer.psnr_worst:.1f})"
         chosen = StepList(steps=steps, computed=computed, guidance=guidance, forecast=way.forecast, source=told)
         found.append(replace(chosen, plain_is_nearer=plain))
@@ -191,8 +194,8 @@ def recommending(variant: Variant, rows: Sequence[Row], more: Sequence[str], lis
     if threshold is not None:
         changes["threshold"] = float(threshold.setting)
         notes = [line for line in notes if line != UNSEEN]
-    if best is not None and best is not threshold:
-        changes["recommended"] = best.setting.partition(" ")[0]
+    if best is not None:
+        changes["recommended"] = None if best is threshold else best.setting.partition(" ")[0]
     again = tuple(line.partition(":")[0] for line in more)  # said anew of the same steps and guidance
     notes = [line for line in notes if not line.startswith(again)] if more else notes
     return variant.replace(**changes, provenance=replace(variant.provenance, notes="\n".join([*notes, *more])))

@@ -6,9 +6,9 @@ Generations and pictures are kept as they are made, so that the same command goe
 """
 
 import hashlib
-import os
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -24,12 +24,12 @@ from mflux_teacache_plugin.calibration.takeover import Model
 from mflux_teacache_plugin.calibration.traces import TraceError
 from mflux_teacache_plugin.checks import as_table
 from mflux_teacache_plugin.choose import Choice
-from mflux_teacache_plugin.errors import SettingsError, TeaCacheError
-from mflux_teacache_plugin.measure import report, results, shards
+from mflux_teacache_plugin.errors import SettingsError, TeaCacheError, VariantFileError
+from mflux_teacache_plugin.measure import files, report, results, shards
 from mflux_teacache_plugin.measure.results import Row
 from mflux_teacache_plugin.measure.runs import Command
 from mflux_teacache_plugin.measure.series import Case, Series
-from mflux_teacache_plugin.variants import Variant
+from mflux_teacache_plugin.variants import Variant, read_variant
 from mflux_teacache_plugin.variants.variant import BESIDE_MODEL, StepList
 
 #: Of every picture; the prompts differ.
@@ -89,8 +89,7 @@ class Calibration:
 
     def run(self) -> None:
         """All of it. Every rank takes its share of recording and trying; rank 0 alone fits, chooses and writes."""
-        with shards.stoppable():
-            takeover.run(self.command, self._check, self._stages)
+        takeover.run(self.command, self._check, self._stages)
 
     @property
     def place(self) -> Path:
@@ -104,6 +103,9 @@ class Calibration:
         exact = existing if choice.match is not None and choice.match.exact else None
         id = self.id or (exact.id if exact is not None else id_of(name))
         models = exact.models if exact is not None else (name,)
+        self.file = path / BESIDE_MODEL if self.output is None else self.output / f"{id}.toml"
+        with suppress(VariantFileError):  # not there, or of no use, so it can be overwritten
+            existing = read_variant(self.file)
         self._facts = {"id": id, "adapter": choice.adapter.id, "models": models, "weights_licence": UNKNOWN_LICENCE}
         self._existing = existing
         if existing is not None:
@@ -113,11 +115,10 @@ class Calibration:
         if self.output is None and not path.is_dir():
             cause = f"the command loads {source}, which is no folder of this machine"
             raise SettingsError("--into-model has no folder to write to", cause=cause, hint="leave it out")
-        self.file = path / BESIDE_MODEL if self.output is None else self.output / f"{id}.toml"
         if shards.leads():
             coefficient_file.check_free(self.file, self.force)
-            check_writable(self.file.parent)
-        check_writable(self.place)
+            files.check_writable(self.file.parent)
+        files.check_writable(self.place)
         for prompt in self.prompts:
             self._is_recorded(prompt)
 
@@ -154,8 +155,8 @@ class Calibration:
                 recorded = recorder.trace(str(self.command), prompt, SEED, image.generation_time)
                 traces.write(self._trace(prompt), recorded)
         paths = [self._trace(prompt) for prompt in mine]
-        files = [each for path in paths for each in (traces.gram_file(path), path) if each.exists()]
-        shards.gather_files(files, self.place)
+        there = [each for path in paths for each in (traces.gram_file(path), path) if each.exists()]
+        shards.gather_files(there, self.place)
 
     def _plan(self, model: Model) -> dict[str, Any]:
         """What to try, as JSON holds it."""
@@ -189,7 +190,8 @@ class Calibration:
             of_group, steps = rows[group.name], made.cases[0].steps
             found, needed = propose.step_lists(of_group, group.tried, steps, group.at)
             nearer = ", ".join(str(len(each.computed)) for each in found if each.plain_is_nearer)
-            told = f"At {steps} steps, guidance {group.at:g}: {len(self.held_out)} held-out prompts."
+            count = len(self.held_out)
+            told = f"At {steps} steps, guidance {group.at:g}: {count} held-out prompt{'s' * (count > 1)}."
             lost = f" Plain mflux comes nearer where {nearer} of the steps are computed." * bool(nearer)
             notes.append(f"{told} {results.verdict(of_group)}{lost}")
             lists, any_needed = [*lists, *found], any_needed or needed
@@ -211,13 +213,6 @@ class Calibration:
             hint = "name another --folder, or delete this one"
             raise TraceError(f"{path} is of another run", cause=f"of {told}, now {ours}", hint=hint)
         return True
-
-
-def check_writable(folder: Path) -> None:
-    """Raise SettingsError if no file can be written into a folder, or no such folder be made."""
-    nearest = next(each for each in (folder, *folder.absolute().parents) if each.exists())
-    if not (nearest.is_dir() and os.access(nearest, os.W_OK)):
-        raise SettingsError(f"{folder} cannot be written", cause=f"{nearest} cannot", hint="name another folder")
 
 
 def id_of(name: str) -> str:

@@ -1,7 +1,7 @@
 """`mflux-teacache <verb>`: one module for each verb, with `add_arguments(parser)` and `run(args) -> exit code`.
 
-Results go to stdout, everything else to stderr. Exit codes: 0 done, 1 a check failed, 2 it was asked wrongly, 130
-interrupted, 141 nobody read on.
+Results go to stdout, everything else to stderr. Exit codes: 0 done, 1 a check failed or something broke, 2 it was asked
+wrongly, 130 interrupted, 141 nobody read on.
 """
 
 import argparse
@@ -10,9 +10,10 @@ import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from importlib.metadata import version
+from pathlib import Path
 
 from mflux_teacache_plugin.errors import TeaCacheError
-from mflux_teacache_plugin.host.faults import debugging
+from mflux_teacache_plugin.host.faults import DEBUG, debugging, in_words
 from mflux_teacache_plugin.measure import shards
 
 #: Verb to the module of this folder that does it, and what it does.
@@ -42,12 +43,18 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # it was closed
+            setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115 - as long as the process lives
     args = build_parser().parse_args(argv)
-    return exit_code(args.run, args)
+    if args.verb == "exec":
+        return exit_code(args.run, args, theirs=True)
+    with shards.stoppable():
+        return exit_code(args.run, args)
 
 
-def exit_code(run: Callable[[argparse.Namespace], int], args: argparse.Namespace) -> int:
-    """What `run` returns, or the code of an error that stderr names."""
+def exit_code(run: Callable[[argparse.Namespace], int], args: argparse.Namespace, theirs: bool = False) -> int:
+    """What `run` returns, or the code of an error that stderr names; an error of somebody else's program stays theirs."""
     try:
         code = run(args)
         sys.stdout.flush()
@@ -57,12 +64,15 @@ def exit_code(run: Callable[[argparse.Namespace], int], args: argparse.Namespace
     except BrokenPipeError:  # `mflux-teacache variants | head -1`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for Python's own flush at the end
         return 141
-    except (TeaCacheError, OSError) as error:  # OSError: a full disk, a folder that cannot be written to
-        if debugging():
+    except Exception as error:
+        known = isinstance(error, (TeaCacheError, OSError))
+        if debugging() or (theirs and not known):
             raise
         text = str(error)
-        if isinstance(error, OSError):
+        if isinstance(error, OSError):  # a full disk, a folder that cannot be written to
             text = f"error: {error.strerror or error}" + (f": {error.filename}" if error.filename else "")
+        elif not known:
+            text = f"error: {in_words(error)}\n  hint: {DEBUG}=1 shows where; please report it"
         label = shards.label()  # which rank, where a run is shared out over several
         print(f"{label}: {text}" if label else text, file=sys.stderr)
-        return 2
+        return 2 if known else 1

@@ -10,7 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from mflux_teacache_plugin.cli import output
-from mflux_teacache_plugin.measure import metrics, report, runs, series, shards, suite
+from mflux_teacache_plugin.measure import files, metrics, report, runs, series, shards, suite
 from mflux_teacache_plugin.measure.ledger import Ledger
 from mflux_teacache_plugin.measure.series import Case, Series
 from mflux_teacache_plugin.measure.suite import Suite
@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def add_common(parser: argparse.ArgumentParser) -> None:
     """`--fresh` and `--format`."""
-    parser.add_argument("--fresh", action="store_true", help="measure again what the folder holds already")
+    parser.add_argument("--fresh", action="store_true", help="make again what the folder holds already")
     output.add_format(parser)
 
 
@@ -37,14 +37,14 @@ def run(args: argparse.Namespace) -> int:
 
 def bench(args: argparse.Namespace, wanted: Suite, out: Path) -> int:
     """Measure a suite; of `args`, `fresh` and `format` count."""
+    files.check_writable(out)
     ledger = Ledger(out, args.fresh)
     shards.wait()  # nobody begins before all are cleared
     cases = wanted.cases()
     items = [(repetition, case) for repetition in range(wanted.repetitions) for case in cases]
-    with shards.stoppable():
-        _measure(wanted, shards.mine(items), ledger)
-        found = ledger.found
-        shards.gather_files(sorted(ledger.files), out)
+    _measure(wanted, shards.mine(items), ledger)
+    found = ledger.found
+    shards.gather_files(sorted(ledger.files), out)
     if not shards.leads():
         return 0
     shots = [shot for repetition, case in items for shot in series.one_round(case, repetition, ledger.make)]

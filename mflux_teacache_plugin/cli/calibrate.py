@@ -118,5 +118,5 @@ def _print(found: Calibration, format: str) -> None:
     if found.rows:
         most = max(row.pictures for row in found.rows)
         shown = [row for row in found.rows if row.pictures == most]
-        output.print_table(results.HEAD, [line for row in shown for line in results.cells(row)])
+        output.print_groups(shown)
     print(f"\n{variant.provenance.notes}\n\nwrote {found.file}\nreport: {report}")

@@ -35,8 +35,11 @@ def run(args: argparse.Namespace) -> int:
     metrics.require()
     command = runs.Command.of(args.command)
     settings = tuple(setting for setting in dict.fromkeys(args.settings) if setting != OFF)
+    if not settings:
+        raise SettingsError("plain mflux has nothing to be compared with", hint="add a setting, such as 2x")
+    files.check_writable(args.out)
     former = _pictures(args.out)
-    with files.staged(args.out) as stage:  # an unwritable folder is told before the first run
+    with files.staged(args.out) as stage:
         case = one_picture(command, settings, SEED)
         with series.progress(case.most_shots) as counted:
             shots = series.one_round(case, 0, counted(series.maker(stage)))
@@ -66,6 +69,8 @@ def one_picture(command: runs.Command, settings: tuple[str, ...], seed: int) -> 
     seeds: list[int] = facts["seed"] if any(word.split("=")[0] in _SEEDED for word in command.options) else [seed]
     if len(seeds) > 1:
         raise SettingsError("the command has several seeds", hint="give one --seed; `mflux-teacache bench` takes many")
+    if not 0 <= seeds[0] < 2**64:
+        raise SettingsError(f"--seed {seeds[0]} is none that MLX takes", hint="give a whole number from 0 on")
     prompt, file = facts["prompt"], facts["prompt_file"]
     if not prompt and file:  # mflux reads it when the model is loaded; some commands need no prompt
         prompt = Path(file).read_text(encoding="utf-8", errors="replace").strip()

@@ -15,7 +15,7 @@ from mflux_teacache_plugin.calibration.takeover import Model
 from mflux_teacache_plugin.choose import Choice
 from mflux_teacache_plugin.cli import bench, calibrate, compare, output
 from mflux_teacache_plugin.errors import SettingsError
-from mflux_teacache_plugin.measure import metrics, report, runs, series, shards
+from mflux_teacache_plugin.measure import files, metrics, report, runs, series, shards
 from mflux_teacache_plugin.measure.ledger import Ledger
 from mflux_teacache_plugin.measure.series import Case, Series
 from mflux_teacache_plugin.methods import OFF
@@ -31,8 +31,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     told = "what makes the drafts, as --teacache takes it; default: 3x"
     add("--setting", type=calibrate.setting, default="3x", metavar="VALUE", help=told)
     add("--final", nargs="+", type=int, default=(), metavar="SEED", help="drafts to make in full too, without TeaCache")
-    told = "for pictures and sheet; default: drafts/ and a name made of the command"
-    add("--folder", type=Path, metavar="FOLDER", help=told)
+    told = "where each command's drafts get a folder of their own; default: drafts"
+    add("--folder", type=Path, default=Path("drafts"), metavar="FOLDER", help=told)
     bench.add_common(parser)
     told = "an image command of mflux with its options, such as `-- mflux-generate --model dev --prompt ...`"
     add("command", nargs=argparse.REMAINDER, metavar="COMMAND ...", help=told)
@@ -46,17 +46,17 @@ def run(args: argparse.Namespace) -> int:
         raise SettingsError(f"--seeds {args.seeds} makes no draft", hint="give 1 or more")
     command = runs.Command.of(args.command)
     first = compare.one_picture(command, (args.setting,), FIRST)
-    folder = args.folder or Path("drafts", stages.slug(f"{first.prompt} {command}"))
-    stages.check_writable(folder)
+    folder = args.folder / stages.slug(f"{first.prompt} {command}")
+    files.check_writable(folder)
+    runs_there = folder / "runs"  # with whatever setting
+    there = itertools.takewhile(lambda seed: any(runs_there.glob(f"{seed}-*")), itertools.count(first.seed))
+    count = args.seeds or len(list(there)) or SEEDS
     ledger = Ledger(folder, args.fresh)
 
     def case(seed: int) -> Case:
         of_seed = command.with_options(seed=seed, teacache=OFF)
         return replace(first, name=str(seed), prompt="", seed=seed, command=of_seed)
 
-    every = map(case, itertools.count(first.seed))
-    there = itertools.takewhile(lambda each: ledger.find(each, args.setting, each.steps, 0), every)
-    count = args.seeds or len(list(there)) or SEEDS
     cases = [case(seed) for seed in range(first.seed, first.seed + count)]
     if unknown := set(args.final) - {each.seed for each in cases}:
         cause = f"the seeds of the drafts are {first.seed} to {cases[-1].seed}"

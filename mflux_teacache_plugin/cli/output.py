@@ -31,11 +31,16 @@ def print_findings(rows: Sequence[results.Row], table: dict[str, Any], format: s
     if format == "json":
         print_json(table)
         return
-    groups = results.by_group(rows)
-    for group, of_group in groups.items():
+    print_groups(rows)
+    verdicts = {group: results.verdict(of_group) for group, of_group in results.by_group(rows).items()}
+    print("", *(f"{group}: {verdict}" for group, verdict in verdicts.items()), sep="\n")
+
+
+def print_groups(rows: Sequence[results.Row]) -> None:
+    """A table for each group."""
+    for group, of_group in results.by_group(rows).items():
         print(f"\n{group}")
         print_table(results.HEAD, [line for row in of_group for line in results.cells(row)])
-    print(*("", *(f"{group}: {results.verdict(of_group)}" for group, of_group in groups.items())), sep="\n")
 
 
 def _cell(value: Any) -> str:

@@ -1,11 +1,14 @@
 """Files that are whole or not there, and JSON as they hold it."""
 
 import json
+import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from mflux_teacache_plugin.errors import SettingsError
 
 
 def write(file: Path, data: bytes | str) -> None:
@@ -16,6 +19,14 @@ def write(file: Path, data: bytes | str) -> None:
         aside.replace(file)
     finally:
         aside.unlink(missing_ok=True)
+
+
+def check_writable(folder: Path) -> None:
+    """Raise SettingsError if no file can be written into a folder, or no such folder be made."""
+    nearest = next(each for each in (folder, *folder.absolute().parents) if each.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+        cause = f"you may not write to {nearest}" if nearest.is_dir() else f"{nearest} is no folder"
+        raise SettingsError(f"{folder} cannot be written", cause=cause, hint="name another folder")
 
 
 @contextmanager

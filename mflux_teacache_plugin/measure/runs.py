@@ -108,7 +108,7 @@ def check(command: Command, wanted: Sequence[str]) -> dict[str, Any]:
     answers: list[dict[str, Any]] = json.loads(done.stdout)
     for options, answer in zip(further, answers, strict=True):
         if "error" in answer:
-            asked = "" if options[1] == methods.OFF else f" with {' '.join(options)}"
+            asked = "" if options[1] == methods.OFF else f" with {options[1]}"
             said = re.sub(r"^\s*(cause: |hint: )?", "", answer["error"], flags=re.MULTILINE)  # it is a cause as a whole
             raise UnsupportedModelError(f"`{command}` cannot run{asked}", cause=said)
     return answers[0]

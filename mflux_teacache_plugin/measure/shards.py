@@ -111,14 +111,13 @@ def _every(data: bytes) -> list[bytes]:
 
 @contextmanager
 def stoppable() -> Iterator[None]:
-    """Have the launcher's SIGTERM unwind this rank as Ctrl-C would, so that the process it waits for is ended too."""
+    """Have SIGTERM, a launcher's say, unwind this process as Ctrl-C would, so that nothing half-done is left behind."""
 
     def stop(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGTERM, stop) if _launched() else None
+    before = signal.signal(signal.SIGTERM, stop)
     try:
         yield
     finally:
-        if before is not None:
-            signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGTERM, before)

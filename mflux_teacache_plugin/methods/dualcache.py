@@ -83,7 +83,7 @@ OPTION = (
     "conservative, or settings such as F=8,B=0,rdt=0.08 (see docs/options.md).",
 )
 
-_SPREAD = {"min": 0.0, "25 %": 0.25, "50 %": 0.5, "75 %": 0.75, "max": 1.0}  # quantiles
+_SPREAD = (0.0, 0.25, 0.5, 0.75, 1.0)  # quantiles
 
 
 @dataclass(frozen=True)
@@ -136,8 +136,8 @@ class DualCache(Method):
         cached = sum(decision.skipped for decision in generation.decisions)
         line = f"hit rate {cached / len(generation.decisions):.0%}"
         if changes := generation.changes:
-            spread = zip(_SPREAD, np.quantile(changes, list(_SPREAD.values())), strict=True)
-            line += f", changes {', '.join(f'{name} {value:.3g}' for name, value in spread)}"
+            least, *quartiles, most = (f"{value:.3g}" for value in np.quantile(changes, _SPREAD))
+            line += f"; changes {least} to {most}, quartiles {', '.join(quartiles)}"
         return line
 
     def why_nothing(self, generation: Generation, variant: Variant | None) -> str:

@@ -148,7 +148,8 @@ class Speedup(Method):
             return
         if LEAST_STEPS <= steps < self.least:
             few = f"{steps} steps are few, and nobody has shown which of them this model can spare"
-            raise SettingsError(few, hint=f"ask for it, such as --teacache {self}, and look at the pictures")
+            few += f"; below {self.least} a speed-up has to be named, such as --teacache {self}"
+            raise SettingsError(few, hint="name it, and look at the pictures")
         least = self.order + 2  # the points that a forecast is drawn through, and the last step
         enough = max(LEAST_STEPS, math.ceil(least * self.factor - 1e-9))
         if steps < enough:
