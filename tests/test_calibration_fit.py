@@ -12,10 +12,12 @@ from hypothesis import strategies as st
 from mflux_teacache_plugin import methods
 from mflux_teacache_plugin.calibration import coefficient_file, fit, propose, schedules, traces
 from mflux_teacache_plugin.calibration.fit import OWN, PROFILE, PUBLISHED
+from mflux_teacache_plugin.calibration.stages import Group
 from mflux_teacache_plugin.calibration.traces import Trace, TraceError
 from mflux_teacache_plugin.checks import as_table
 from mflux_teacache_plugin.measure.metrics import Summary
 from mflux_teacache_plugin.measure.results import Cost, Row
+from mflux_teacache_plugin.measure.runs import Command
 from mflux_teacache_plugin.variants import Profile, Provenance, Variant, read_variant
 from mflux_teacache_plugin.variants.catalog import packaged_folder
 from mflux_teacache_plugin.variants.variant import StepList
@@ -317,6 +319,24 @@ def test_the_ways_to_a_speed_up_compute_as_many_steps_and_begin_with_the_profile
     assert propose.ways(variant, None, [replace(each, gram=None) for each in told], 4.0)["2x"].keys() <= {
         f"2x {where} {forecast}" for where in ("profile", "published", "even") for forecast in ("linear", "reuse")
     }, "without predictions nothing is an optimum"
+
+
+def test_what_an_earlier_calibration_chose_is_tried_again_on_every_prompt():
+    told = recorded()
+    facts = {"id": "t", "adapter": "flux1", "models": ("t",), "weights_licence": "none"}
+    there = StepList(steps=24, computed=(0, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 23), guidance=4.0, forecast="reuse")
+    hard = StepList(steps=24, computed=(*range(11), 23), guidance=9.0, forecast="linear")
+    existing = propose.variant_of(facts, told, None).replace(step_lists=[there, hard])
+    found = propose.ways(existing, existing, told, 4.0)["2x"]
+    earlier = ["2x earlier at guidance 4 reuse", "2x earlier at guidance 9 linear"]
+    assert next(iter(found)) == "2x profile linear" and sorted(list(found)[1:3]) == earlier
+    assert found["2x earlier at guidance 4 reuse"] == "steps:0,9-18,23+reuse"
+    group = Group("m", None, 4.0, {"2x": dict(found)})
+    others = [name for name in found if "earlier" not in name]
+    rows = [a_row(name, 12, 0.9, 30.0 + place, 20.0) for place, name in enumerate(others)]
+    group.rank([*rows, *(a_row(name, 12, 0.9, 10.0, 20.0) for name in earlier)])
+    tried = group.case("a prompt", Command("mflux-generate"), 24, 2).settings
+    assert tried[0] == "2x profile linear" and sorted(tried[1:3]) == earlier and tried[3:] == (others[-1],)
 
 
 def test_the_time_decides_how_many_ways_are_tried():

@@ -39,6 +39,9 @@ SPEED_UPS, TRIED_SHARES = ("1.33x", "1.5x", "2x", "3x", "4x"), (0.25, 0.5)
 #: time suffices for.
 DEPTHS = ((10, 3), (6, 3), (4, 2), (2, 2), (1, 1))
 
+#: Names what is in the file already; it is tried on every prompt.
+EARLIER = "earlier"
+
 #: A schedule replaces the one that follows from the profile where its pictures are so many dB nearer.
 WORTH = 1.0
 
@@ -94,10 +97,12 @@ def settings(variant: Variant, traces: Sequence[Trace], schedules: bool) -> list
 def ways(variant: Variant, existing: Variant | None, traces: Sequence[Trace], guidance: float) -> dict[str, Any]:
     """Ways to each speed-up at this guidance, `{"2x": {"2x profile linear": "steps:0-3,5", ...}}`: a name for each setting.
 
-    The first is what the profile alone gives; the others come in the order of the error that the recorded predictions let
-    expect, as it is and as pictures amplify it. `existing` may have lists that others published for the model.
+    The first is what the profile alone gives, then comes what an earlier calibration chose, at any guidance; the others come in the order of the
+    error that the recorded predictions let expect, as it is and as pictures amplify it. `existing` may have lists that others
+    published for the model, and an earlier calibration's.
     """
-    lists = [each for each in (existing.step_lists if existing else ()) if each.guidance is None]
+    there = existing.step_lists if existing else ()
+    lists = [each for each in there if each.guidance is None]
     variant = variant.replace(step_lists=())
     sigma, steps, found = traces[0].sigma, len(traces[0].sigma), {}
     facts = Facts(sigma, guidance=guidance)
@@ -119,13 +124,16 @@ def ways(variant: Variant, existing: Variant | None, traces: Sequence[Trace], gu
                 placed |= {told: schedules.optimum(costs[told, forecast], count) for told in weightings}
                 placed["published"] = published.schedule(lists, facts, count)
                 placed["even"] = published.nearest(range(steps), np.arange(steps), count)
+                for each in there:
+                    if (each.steps, each.forecast, len(each.computed)) == (steps, forecast, count):
+                        placed[f"{EARLIER} at guidance {each.guidance or 0:g}"] = each.computed
                 for told, computed in placed.items():
                     errors = [schedules.error_of(costs[each, forecast], computed) for each in weightings]
                     text = str(methods.parse(f"steps:{as_text(computed)}+{forecast}"))
                     known.setdefault(text, (float(np.log(errors).sum()), f"{setting} {told} {forecast}"))
         if known:
             usual, *others = known
-            ranked = (usual, *sorted(others, key=lambda text: known[text][0]))
+            ranked = (usual, *sorted(others, key=lambda text: (EARLIER not in known[text][1], known[text][0])))
             found[setting] = {known[text][1]: text for text in ranked}
     return found
 

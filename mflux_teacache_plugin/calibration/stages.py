@@ -56,14 +56,17 @@ class Group:
         """One of the pictures, with the settings and the first so many ways to each speed-up."""
         name = slug(prompt) if self.guidance is None else f"{slug(prompt)}-guidance-{self.guidance:g}"
         command = command.with_options(prompt=prompt, seed=SEED, guidance=self.guidance)
-        named = {way: text for ways in self.tried.values() for way, text in list(ways.items())[:most]}
+        named: dict[str, str] = {}
+        for ways in self.tried.values():
+            named.update(list(ways.items())[: most + sum(propose.EARLIER in way for way in ways)])
         settings = (*self.settings, *named)
         return Case(name, self.name, prompt, SEED, steps, settings, command, guidance=self.guidance, texts=named)
 
     def rank(self, rows: Sequence[Row]) -> None:
-        """Sort the ways by their pictures, the nearest first, but for what the profile gives. `rows` are of this group."""
+        """Sort the ways by their pictures, the nearest first, behind the profile's and earlier ones. `rows` are of this group."""
         for speedup, ways in self.tried.items():
-            order = (next(iter(ways)), *(row.setting for row in propose.nearest(rows, ways)))
+            kept = [way for place, way in enumerate(ways) if place == 0 or propose.EARLIER in way]
+            order = (*kept, *(row.setting for row in propose.nearest(rows, ways)))
             self.tried[speedup] = {name: ways[name] for name in order}
 
 
