@@ -75,31 +75,37 @@ def test_it_is_never_carried_further_than_its_points_lie_apart(order):
 
 
 def turning(sigma):
-    """A line down to the third step, and back from there."""
-    return line(sigma if sigma >= THIRD else 2 * THIRD - sigma)
+    """A line that goes to and fro: it turns at each of the values in steps of 0.2 below SECOND."""
+    turns = round((SECOND - sigma) / 0.2)
+    return line(sigma) if turns <= 0 else line(SECOND - 0.2 * (turns % 2))
 
 
 @pytest.mark.parametrize("order", [1, 2])
-def test_where_it_pointed_away_from_what_came_the_last_value_stands(order):
-    forecast = learned(order, turning, FIRST, SECOND, THIRD, NEXT)
-    assert mx.array_equal(forecast.at(0.2), turning(NEXT))
+def test_where_it_pointed_away_from_what_came_twice_in_a_row_the_last_value_stands(order):
+    forecast = learned(order, turning, 0.9, 0.7, 0.5, 0.3)
+    assert not mx.array_equal(forecast.at(0.2), turning(0.3)), "wrong once is not enough"
     forecast.learn(0.1, turning(0.1))
-    assert not mx.array_equal(forecast.at(0.0), turning(0.1)), "and is followed again after it pointed the right way"
+    assert mx.array_equal(forecast.at(0.0), turning(0.1)), "wrong twice"
+
+
+def test_it_is_followed_again_after_it_pointed_the_right_way_once():
+    forecast = learned(1, turning, 0.9, 0.7, 0.5, 0.3, 0.1)
+    last, step = turning(0.1), turning(0.1) - turning(0.3)
+    forecast.learn(0.0, last + step)
+    assert near(forecast.at(-0.05), last + 1.5 * step)
 
 
 def test_where_it_pointed_the_right_way_it_is_followed_however_far_off():
-    forecast = learned(1, line, FIRST, SECOND)
     for share in (0.01, 50.0):
         followed = learned(1, line, FIRST, SECOND)
         came = line(SECOND) + share * (line(THIRD) - line(SECOND))
         followed.learn(THIRD, came)
         assert near(followed.at(0.4), came + (came - line(SECOND)) / 2)
-    forecast.learn(THIRD, line(SECOND))
-    assert mx.array_equal(forecast.at(0.4), line(SECOND)), "nothing came: nothing says that it was right"
-
-
-def test_before_it_could_be_wrong_it_is_the_plain_line():
-    assert near(learned(1, turning, THIRD, NEXT).at(0.2), turning(0.2)), "two values: nothing was forecast yet"
+    stood = learned(1, line, FIRST, SECOND)
+    for sigma in (THIRD, NEXT):
+        stood.learn(sigma, line(SECOND))
+    stood.learn(0.2, line(0.2))
+    assert mx.array_equal(stood.at(0.15), line(0.2)), "nothing came: nothing says that it was right"
 
 
 def test_it_waits_for_nothing():

@@ -5,8 +5,8 @@ last three (Lagrange). TaylorSeer (Liu et al., arXiv 2503.06923) does the same w
 
 An extrapolation goes wrong where two computed steps lie close and it is carried far, so it is never carried further than its
 points lie apart. It goes wrong too where the values turn, as they do under hard guidance. At a computed step the truth is
-there beside what would have been forecast: where the two point away from each other, seen from the value before, the last
-value stands until the next computed step. The sign is multiplied in, lazily: nothing waits for the device.
+there beside what would have been forecast. Where the two pointed away from each other twice in a row, seen from the value before,
+the last value stands until the next computed step. The sign is multiplied in, lazily: nothing waits for the device.
 """
 
 from collections import deque
@@ -22,13 +22,15 @@ class Forecast:
 
     def __init__(self, order: int) -> None:
         self._points: deque[tuple[float, mx.array]] = deque(maxlen=order + 1)  # the newest first
-        self._trust: mx.array | None = None  # 1 or 0, float32: whether it pointed the right way; None before it could
+        # 1 or 0, float32, None before it could: whether it pointed the right way last time, and whether it did so of the last two
+        self._right: mx.array | None = None
+        self._trust: mx.array | None = None
 
     @property
     def kept(self) -> list[mx.array]:
         """Every array that is held."""
-        values = [value for _, value in self._points]
-        return values if self._trust is None else [*values, self._trust]
+        signs = (each for each in (self._right, self._trust) if each is not None)
+        return [*(value for _, value in self._points), *signs]
 
     @property
     def shape(self) -> tuple[int, ...] | None:
@@ -39,11 +41,13 @@ class Forecast:
         """A computed step's value. One of another shape than before starts anew."""
         if self.shape not in (None, tuple(value.shape)):
             self._points.clear()
-            self._trust = None
+            self._right = self._trust = None
         ahead = self._ahead(sigma)
         if ahead is not None:
             came = value - self._points[0][1]
-            self._trust = ((came.astype(mx.float32) * ahead.astype(mx.float32)).sum() > 0).astype(mx.float32)
+            right = ((came.astype(mx.float32) * ahead.astype(mx.float32)).sum() > 0).astype(mx.float32)
+            self._trust = None if self._right is None else mx.maximum(right, self._right)
+            self._right = right
         self._points.appendleft((sigma, value))
 
     def at(self, sigma: float) -> mx.array:
