@@ -97,9 +97,9 @@ def settings(variant: Variant, traces: Sequence[Trace], schedules: bool) -> list
 def ways(variant: Variant, existing: Variant | None, traces: Sequence[Trace], guidance: float) -> dict[str, Any]:
     """Ways to each speed-up at this guidance, `{"2x": {"2x profile linear": "steps:0-3,5", ...}}`: a name for each setting.
 
-    The first is what the profile alone gives, then comes what an earlier calibration chose, at any guidance; the others come in the order of the
-    error that the recorded predictions let expect, as it is and as pictures amplify it. `existing` may have lists that others
-    published for the model, and an earlier calibration's.
+    The first is what the profile alone gives, then comes what an earlier calibration chose, at any guidance; the others come in
+    the order of the error that the recorded predictions let expect, as it is and as pictures amplify it. `existing` may have lists
+    that others published for the model, and an earlier calibration's.
     """
     there = existing.step_lists if existing else ()
     lists = [each for each in there if each.guidance is None]
