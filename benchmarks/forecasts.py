@@ -1,5 +1,6 @@
-"""What stands in for a skipped step, on the demo model: the last value, a line through the last two, and that line only where it
-pointed the right way (which is what speed-ups do), beside plain mflux with as many steps. On lists of three kinds.
+"""What stands in for a skipped step, on the demo model: the last value, a line through the last two, and that line until it
+pointed the wrong way twice in a row (which is what speed-ups do), or once, beside plain mflux with as many steps. On lists of three
+kinds.
 
 python benchmarks/forecasts.py --pairs 16
 """
@@ -15,7 +16,7 @@ from tqdm import tqdm
 
 from mflux_teacache_plugin import apply_teacache
 from mflux_teacache_plugin.caching import step_cache
-from mflux_teacache_plugin.caching.forecast import Forecast
+from mflux_teacache_plugin.caching.forecast import LEFT_AFTER, Forecast
 from mflux_teacache_plugin.demo_model import NAME, load
 from mflux_teacache_plugin.measure import machine
 
@@ -25,7 +26,16 @@ class Unchecked(Forecast):
 
     def learn(self, sigma: float, value: mx.array) -> None:
         super().learn(sigma, value)
-        self._trust = None
+        self._wrong = None
+
+
+class LeftAtOnce(Forecast):
+    """A line that is left after one wrong sign."""
+
+    def learn(self, sigma: float, value: mx.array) -> None:
+        super().learn(sigma, value)
+        if self._wrong is not None:
+            self._wrong = self._wrong * LEFT_AFTER
 
 
 #: Where the steps come from, each with the variant that has them.
@@ -35,7 +45,8 @@ LISTS = {"its own": NAME, "Klein base 9B's (LeMiCa)": "flux2-klein-base-9b", "wh
 WAYS: dict[str, tuple[str, Callable[[int], Forecast]]] = {
     "reuse": ("2x+reuse", Forecast),
     "line, no check": ("2x+linear", Unchecked),
-    "line, with the check": ("2x+linear", Forecast),
+    "line, left after two wrong signs": ("2x+linear", Forecast),
+    "after one": ("2x+linear", LeftAtOnce),
 }
 
 RUNS: dict[str, tuple[int, float, dict[str, str]]] = {

@@ -111,18 +111,14 @@ def as_found(tmp_path):
 
 
 @pytest.fixture
-def connected():
+def connected(fresh_plugins):
     """The plugins connected to mflux, as the start-up file does it, and disconnected afterwards."""
     from mflux_teacache_plugin.host import bridge
     from mflux_teacache_plugin.host.manager import load_plugins
 
     importlib.import_module("mflux")
-    load_plugins.cache_clear()
     bridge.install()
-    yield load_plugins()
-    bridge.uninstall()
-    deactivate()
-    load_plugins.cache_clear()
+    return load_plugins()
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ from mflux_teacache_plugin.calibration.fit import OWN, PROFILE, PUBLISHED
 from mflux_teacache_plugin.calibration.stages import Group
 from mflux_teacache_plugin.calibration.traces import Trace, TraceError
 from mflux_teacache_plugin.checks import as_table
+from mflux_teacache_plugin.cli import output
 from mflux_teacache_plugin.measure.metrics import Summary
 from mflux_teacache_plugin.measure.results import Cost, Row
 from mflux_teacache_plugin.measure.runs import Command
@@ -216,6 +217,25 @@ def test_the_fastest_good_setting_that_beats_plain_fewer_steps_is_recommended():
     assert (found.threshold, found.recommended, found.provenance.notes) == (0.2, "2x", "why")
     found = propose.recommending(variant, rows[-1:], ["why"])
     assert (found.threshold, found.recommended) == (0.2, None)
+    found = propose.recommending(variant.replace(recommended="3x"), rows[-1:], ["why"])
+    assert found.recommended is None, "what was recommended before goes"
+
+
+def test_a_calibration_with_fewer_steps_is_named_beside_the_one_before():
+    facts = {"id": "t", "adapter": "flux1", "models": ("t",), "weights_licence": "none"}
+    more = propose.variant_of(facts, recorded(24), None)
+    both = propose.variant_of(facts, recorded(12), more)
+    assert both.profile == more.profile
+    assert both.provenance.recipe == "3 prompts, 24 steps, mflux 0.24.0; then 3 prompts, 12 steps, mflux 0.24.0"
+    assert propose.variant_of(facts, recorded(12), both) == both, "the same again is not named twice"
+
+
+def test_tables_and_verdicts_are_of_each_group(capsys):
+    rows = [a_row("2x", 25, 0.97, 35.0, 30.0), replace(a_row("auto", 50, 1.0, 99.0, 99.0), group="other", skipped=0.0)]
+    output.print_findings(rows, {}, "text")
+    first, second, verdicts = re.split(r"\n\n(?=other|m:)", capsys.readouterr().out.strip())
+    assert first.startswith("m\n") and "2x" in first and second.startswith("other\n") and "auto" in second
+    assert "2x: 2.00x as fast" in verdicts and "other: No setting skips a step here." in verdicts
 
 
 def test_nothing_is_recommended_where_nothing_is_good_enough():

@@ -108,6 +108,10 @@ def test_where_it_pointed_the_right_way_it_is_followed_however_far_off():
     assert mx.array_equal(stood.at(0.15), line(0.2)), "nothing came: nothing says that it was right"
 
 
+def test_before_it_could_be_wrong_it_is_the_plain_line():
+    assert near(learned(1, line, THIRD, NEXT).at(0.2), line(0.2)), "two values: nothing was forecast yet"
+
+
 def test_it_waits_for_nothing():
     """A value that cannot be made: whoever waits for it gets its error."""
     made = []

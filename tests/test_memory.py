@@ -134,5 +134,5 @@ def test_picture_after_picture_takes_no_more_memory(method: str, tiny, no_collec
 
     plain = growth()
     with apply_teacache(model, method, variant=a_variant(FLUX1)) as handle:
-        assert growth() <= plain + 64 < 1000  # on a busy machine a scalar or two is still on its way
+        assert growth() <= plain < 1000
     assert handle.stats.skipped > 0

@@ -16,21 +16,22 @@ import mlx.core as mx
 #: The orders, by the name that a user gives.
 ORDERS = {"reuse": 0, "linear": 1, "quadratic": 2}
 
+#: So many wrong signs in a row, and the last value stands.
+LEFT_AFTER = 2
+
 
 class Forecast:
     """Of one value, such as one guidance branch's residual, over one generation."""
 
     def __init__(self, order: int) -> None:
         self._points: deque[tuple[float, mx.array]] = deque(maxlen=order + 1)  # the newest first
-        # 1 or 0, float32, None before it could: whether it pointed the right way last time, and whether it did so of the last two
-        self._right: mx.array | None = None
-        self._trust: mx.array | None = None
+        self._wrong: mx.array | None = None  # float32: so often in a row it pointed the wrong way; None before it could
 
     @property
     def kept(self) -> list[mx.array]:
         """Every array that is held."""
-        signs = (each for each in (self._right, self._trust) if each is not None)
-        return [*(value for _, value in self._points), *signs]
+        values = [value for _, value in self._points]
+        return values if self._wrong is None else [*values, self._wrong]
 
     @property
     def shape(self) -> tuple[int, ...] | None:
@@ -41,13 +42,12 @@ class Forecast:
         """A computed step's value. One of another shape than before starts anew."""
         if self.shape not in (None, tuple(value.shape)):
             self._points.clear()
-            self._right = self._trust = None
+            self._wrong = None
         ahead = self._ahead(sigma)
         if ahead is not None:
             came = value - self._points[0][1]
-            right = ((came.astype(mx.float32) * ahead.astype(mx.float32)).sum() > 0).astype(mx.float32)
-            self._trust = None if self._right is None else mx.maximum(right, self._right)
-            self._right = right
+            right = (came.astype(mx.float32) * ahead.astype(mx.float32)).sum() > 0
+            self._wrong = mx.where(right, 0.0, (0.0 if self._wrong is None else self._wrong) + 1.0)
         self._points.appendleft((sigma, value))
 
     def at(self, sigma: float) -> mx.array:
@@ -57,7 +57,7 @@ class Forecast:
         ahead = self._ahead(sigma)
         if ahead is None or abs(sigma - last) > 1.0001 * reach:
             return value
-        return value + (ahead if self._trust is None else ahead * self._trust.astype(ahead.dtype))
+        return value + (ahead if self._wrong is None else ahead * (self._wrong < LEFT_AFTER).astype(ahead.dtype))
 
     def _ahead(self, sigma: float) -> mx.array | None:
         """What the extrapolation to σ adds to the last value; None where there is nothing to draw it through."""

@@ -125,8 +125,8 @@ def ways(variant: Variant, existing: Variant | None, traces: Sequence[Trace], gu
                 placed["published"] = published.schedule(lists, facts, count)
                 placed["even"] = published.nearest(range(steps), np.arange(steps), count)
                 for each in there:
-                    if (each.steps, each.forecast, len(each.computed)) == (steps, forecast, count):
-                        placed[f"{EARLIER} at guidance {each.guidance or 0:g}"] = each.computed
+                    if each.guidance and (each.steps, each.forecast, len(each.computed)) == (steps, forecast, count):
+                        placed[f"{EARLIER} at guidance {each.guidance:g}"] = each.computed
                 for told, computed in placed.items():
                     errors = [schedules.error_of(costs[each, forecast], computed) for each in weightings]
                     text = str(methods.parse(f"steps:{as_text(computed)}+{forecast}"))

@@ -37,9 +37,8 @@ def run(args: argparse.Namespace) -> int:
     settings = tuple(setting for setting in dict.fromkeys(args.settings) if setting != OFF)
     if not settings:
         raise SettingsError("plain mflux has nothing to be compared with", hint="add a setting, such as 2x")
-    files.check_writable(args.out)
     former = _pictures(args.out)
-    with files.staged(args.out) as stage:
+    with files.staged(args.out) as stage:  # an unwritable folder is told before the first run
         case = one_picture(command, settings, SEED)
         with series.progress(case.most_shots) as counted:
             shots = series.one_round(case, 0, counted(series.maker(stage)))

@@ -16,7 +16,7 @@ from mflux_teacache_plugin.choose import Choice
 from mflux_teacache_plugin.cli import bench, calibrate, compare, output
 from mflux_teacache_plugin.errors import SettingsError
 from mflux_teacache_plugin.measure import files, metrics, report, runs, series, shards
-from mflux_teacache_plugin.measure.ledger import Ledger
+from mflux_teacache_plugin.measure.ledger import Ledger, has_shots
 from mflux_teacache_plugin.measure.series import Case, Series
 from mflux_teacache_plugin.methods import OFF
 
@@ -48,8 +48,7 @@ def run(args: argparse.Namespace) -> int:
     first = compare.one_picture(command, (args.setting,), FIRST)
     folder = args.folder / stages.slug(f"{first.prompt} {command}")
     files.check_writable(folder)
-    runs_there = folder / "runs"  # with whatever setting
-    there = itertools.takewhile(lambda seed: any(runs_there.glob(f"{seed}-*")), itertools.count(first.seed))
+    there = itertools.takewhile(lambda seed: has_shots(folder, str(seed)), itertools.count(first.seed))
     count = args.seeds or len(list(there)) or SEEDS
     ledger = Ledger(folder, args.fresh)
 

@@ -21,22 +21,22 @@ def write(file: Path, data: bytes | str) -> None:
         aside.unlink(missing_ok=True)
 
 
-def check_writable(folder: Path) -> None:
-    """Raise SettingsError if no file can be written into a folder, or no such folder be made."""
+def check_writable(folder: Path) -> Path:
+    """The folder, or the nearest above it that is there; SettingsError if no file can be written into it."""
     nearest = next(each for each in (folder, *folder.absolute().parents) if each.exists())
     if not nearest.is_dir() or not os.access(nearest, os.W_OK):
         cause = f"you may not write to {nearest}" if nearest.is_dir() else f"{nearest} is no folder"
         raise SettingsError(f"{folder} cannot be written", cause=cause, hint="name another folder")
+    return nearest
 
 
 @contextmanager
 def staged(folder: Path) -> Iterator[Path]:
     """A folder for files that come to `folder` together, when all went well; otherwise `folder` is as it was.
 
-    Raises OSError if nothing can be written there, before anything else happens.
+    Raises SettingsError or OSError if nothing can be written there, before anything else happens.
     """
-    nearest = next(each for each in (folder, *folder.absolute().parents) if each.exists())
-    with tempfile.TemporaryDirectory(dir=nearest, prefix=".making-") as stage:
+    with tempfile.TemporaryDirectory(dir=check_writable(folder), prefix=".making-") as stage:
         yield Path(stage)
         folder.mkdir(parents=True, exist_ok=True)
         for file in Path(stage).iterdir():

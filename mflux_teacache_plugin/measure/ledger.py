@@ -79,6 +79,11 @@ class Ledger:
         return hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]
 
 
+def has_shots(folder: Path, case: str) -> bool:
+    """Whether there are shots of the case of this name in a ledger's folder, whatever made them."""
+    return any((folder / "runs").glob(f"{series.slug(case)}-*"))
+
+
 def code_digest(package: Path = Path(__file__).parent.parent) -> str:
     """Over the source files of this package that a run of mflux can import."""
     digest = hashlib.sha256()

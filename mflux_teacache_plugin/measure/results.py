@@ -135,9 +135,9 @@ def by_group(found: Sequence[Row]) -> dict[str, list[Row]]:
 
 def verdict(of_group: Sequence[Row]) -> str:
     """What a reader takes home of one group."""
-    row = best(of_group)
     if all(each.skipped <= 0 for each in of_group):
         return "No setting skips a step here."
+    row = best(of_group)
     if row is None:
         return "No setting keeps its pictures and beats plain mflux with as many steps."
     return (
