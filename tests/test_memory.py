@@ -1,6 +1,8 @@
 """What a cache holds, and when it lets go: with the garbage collector switched off, as the memory of a model matters at once."""
 
 import gc
+import itertools
+import statistics
 import weakref
 from collections.abc import Iterator
 from typing import Any
@@ -123,16 +125,17 @@ def test_a_compiled_model_too(method: str | None, tiny, no_collector) -> None:
 def test_picture_after_picture_takes_no_more_memory(method: str, tiny, no_collector) -> None:
     model = FLUX1.build(tiny)
 
-    def growth() -> int:
-        """In bytes, over four pictures after a first one. mflux itself leaves some, for the collector."""
+    def growth() -> float:
+        """In bytes, what a picture adds, the median of four after a first one: at a reading, a scalar may still be on
+        its way (4 bytes more once). mflux itself leaves some, for the collector."""
         active = []
         for seed in range(5):
             FLUX1.generate(model, tiny, seed=seed, **SMALL)
             mx.synchronize()
             active.append(mx.get_active_memory())
-        return active[-1] - active[0]
+        return statistics.median(after - before for before, after in itertools.pairwise(active))
 
     plain = growth()
     with apply_teacache(model, method, variant=a_variant(FLUX1)) as handle:
-        assert growth() <= plain < 1000
+        assert growth() <= plain < 250
     assert handle.stats.skipped > 0
