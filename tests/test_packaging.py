@@ -5,6 +5,7 @@ Without dependencies throughout: the start-up file and the hook need none, and a
 
 import email
 import os
+import re
 import subprocess
 import sys
 import sysconfig
@@ -107,6 +108,18 @@ def test_metadata(wheel_files):
     requirements = metadata.get_all("Requires-Dist")
     assert "mflux>=0.22" in requirements
     assert not any("torch" in requirement for requirement in requirements)
+
+
+def test_the_package_index_gets_the_readme_with_whole_addresses(wheel_files):
+    links = re.compile(r"(!?)\[[^\]]*\]\(([^)]+)\)")
+    metadata = email.message_from_string(dist_info(wheel_files, "METADATA"))
+    shown = links.findall(metadata.get_payload())
+    repository = PROJECT["project"]["urls"]["Repository"]
+    page, raw = f"{repository}/blob/main/", f"{repository.replace('github.com', 'raw.githubusercontent.com')}/main/"
+    written = links.findall((ROOT / "README.md").read_text(encoding="utf-8"))
+    own = [(mark, to if to.startswith("https:") else (raw if mark else page) + to) for mark, to in written]
+    assert metadata["Description-Content-Type"] == "text/markdown" and ("!", f"{raw}docs/comparison.png") in shown
+    assert shown == own
 
 
 def test_entry_points(wheel_files):
