@@ -24,7 +24,7 @@ from PIL import Image
 from mflux_teacache_plugin import demo_model
 from mflux_teacache_plugin.cli import main
 from mflux_teacache_plugin.errors import TeaCacheError
-from mflux_teacache_plugin.measure import files, ledger, metrics, runs, shards, suite
+from mflux_teacache_plugin.measure import files, ledger, metrics, runs, suite
 from mflux_teacache_plugin.measure.metrics import Similarity
 from mflux_teacache_plugin.measure.runs import Command, Run
 from tests import pretended
@@ -274,13 +274,12 @@ def test_a_comparison_with_nothing_beside_plain_is_refused(run, tmp_path) -> Non
     assert code == 2 and "nothing to be compared with" in err and not (tmp_path / "out").exists()
 
 
-def test_a_terminated_run_leaves_nothing_half_done(tmp_path) -> None:
-    with pytest.raises(KeyboardInterrupt), shards.stoppable(), files.staged(tmp_path / "out") as stage:
-        (stage / "half.png").write_bytes(b"")
-        os.kill(os.getpid(), signal.SIGTERM)
-        stage.joinpath("never").touch()
-    assert list(tmp_path.iterdir()) == []
-    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+def test_a_terminated_run_leaves_nothing_half_done(run, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(runs, "picture", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    before = signal.getsignal(signal.SIGTERM)
+    code, out, err = run("compare", "--settings", "0.1", "--out", tmp_path / "out", "--", *COMMAND)
+    assert (code, out) == (130, "") and "Traceback" not in err
+    assert list(tmp_path.iterdir()) == [] and signal.getsignal(signal.SIGTERM) == before
 
 
 def test_a_prompt_file_that_is_not_there(run, tmp_path) -> None:

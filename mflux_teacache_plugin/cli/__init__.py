@@ -6,11 +6,14 @@ wrongly, 130 interrupted, 141 nobody read on.
 
 import argparse
 import os
+import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from mflux_teacache_plugin.errors import TeaCacheError
 from mflux_teacache_plugin.host.faults import DEBUG, debugging, in_words
@@ -49,8 +52,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     if args.verb == "exec":
         return exit_code(args.run, args, theirs=True)
-    with shards.stoppable():
+    with stoppable():
         return exit_code(args.run, args)
+
+
+@contextmanager
+def stoppable() -> Iterator[None]:
+    """Have SIGTERM, such as a launcher's, unwind this process as Ctrl-C would, so that nothing half-done is left behind."""
+
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def exit_code(run: Callable[[argparse.Namespace], int], args: argparse.Namespace, theirs: bool = False) -> int:

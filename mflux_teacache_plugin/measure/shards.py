@@ -7,10 +7,8 @@ All ranks have to come to each call that gathers. One that fails ends with an er
 
 import json
 import os
-import signal
 import socket
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -107,17 +105,3 @@ def _every(data: bytes) -> list[bytes]:
         hint = "its own message says why; the same command again goes on with what was streamed"
         raise TeaCacheError("another rank of this run was lost", cause=str(error), hint=hint) from None
     return [row[:length].tobytes() for row, length in zip(gathered, lengths, strict=True)]
-
-
-@contextmanager
-def stoppable() -> Iterator[None]:
-    """Have SIGTERM, a launcher's say, unwind this process as Ctrl-C would, so that nothing half-done is left behind."""
-
-    def stop(*_: Any) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

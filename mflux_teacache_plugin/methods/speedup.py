@@ -30,7 +30,6 @@ LEAST_STEPS = 6
 #: By default none of so few steps is left out, as distilled models take them, unless somebody has recorded a run as short.
 FEW_STEPS = 15
 
-
 #: So far a run's σ may lie from those of a profile at the same share of the run (mflux shifts its grid by up to .08 between 8
 #: and 50 steps; another scheduler's lies .2 away and more), and by this factor its guidance from the profile's.
 SAME_SIGMA, SAME_GUIDANCE = 0.1, 1.5
@@ -47,19 +46,14 @@ def covers(knots: Sequence[float], sigmas: Sequence[float]) -> bool:
     return max(sigmas) <= earliest and min(sigmas) >= latest
 
 
-def other_sigmas(profile: Profile, facts: Facts) -> bool:
-    """Whether the run's σ are those of another sampler than the profile's."""
-    whole = facts.first + facts.steps
-    recorded = [step / len(profile.sigma) for step in range(len(profile.sigma))]
-    sigmas = np.interp([step / whole for step in range(facts.first, whole)], [*recorded, 1.0], [*profile.sigma, 0.0])
-    return bool(np.abs(sigmas - facts.sigmas).max() > SAME_SIGMA)
-
-
 def outside(profile: Profile | None, recorded_at: float | None, facts: Facts) -> str:
     """What of a run was not recorded, in a few words; empty if there is nothing of the kind."""
-    found, ours = [], facts.guidance
-    if profile is not None and other_sigmas(profile, facts):
-        found.append("other sigmas")
+    found, ours, whole = [], facts.guidance, facts.first + facts.steps
+    if profile is not None:
+        recorded = [step / len(profile.sigma) for step in range(len(profile.sigma))]
+        there = np.interp([step / whole for step in range(facts.first, whole)], [*recorded, 1.0], [*profile.sigma, 0.0])
+        if np.abs(there - facts.sigmas).max() > SAME_SIGMA:
+            found.append("other sigmas")
     if ours and recorded_at and not 1 / SAME_GUIDANCE <= ours / recorded_at <= SAME_GUIDANCE:
         found.append(f"guidance {ours:g}, not {recorded_at:g}")
     return f"outside what was recorded: {', '.join(found)}" if found else ""
