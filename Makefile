@@ -15,7 +15,8 @@ TOUCHING_PYTHON := cli coefficients commands forecast layers methods settings sp
 
 BIN := .venv/bin
 READY := .venv/.ready
-SOURCES_OF_THE_ENVIRONMENT := pyproject.toml $(wildcard build_support/*.*)
+DEMO_PLUGIN := examples/demo_model/plugin
+SOURCES_OF_THE_ENVIRONMENT := pyproject.toml $(DEMO_PLUGIN)/pyproject.toml $(wildcard build_support/*.*)
 
 .DEFAULT_GOAL := help
 .PHONY: help venv test lint format test-compat $(COMPAT:%=test-compat-%) test-pythons $(PYTHONS:%=test-python-%) demo bench \
@@ -54,7 +55,7 @@ $(PYTHONS:%=test-python-%): test-python-%: $(READY)
 	&& .venv-python-$*/bin/python $(PYTEST) $(TOUCHING_PYTHON:%=tests/test_%.py) $(ARGS)
 
 demo: $(READY) ## the plugin at work through the real mflux command; pictures and figures in demo/
-	$(BIN)/mflux-teacache demo --out demo $(ARGS)
+	$(BIN)/mflux-teacache bench examples/demo_model/demo.toml --out demo $(ARGS)
 
 bench: $(READY) ## the scripts in benchmarks/ that need no model named, one after the other
 	@set -e; for script in $(filter-out benchmarks/real_size.py benchmarks/fit_traces.py,$(wildcard benchmarks/[a-z]*.py)); do echo "== $$script"; $(BIN)/python $$script $(ARGS); done
@@ -72,7 +73,8 @@ define environment
 	@set -e; rm -rf $(@D); \
 	if uv pip install --help 2>/dev/null | grep -q -e --group; then uv=uv; uv venv --python $(PYTHON) $(@D); \
 	else uv=$(@D)/bin/uv; $(PYTHON) -m venv $(@D); $(@D)/bin/python -m pip install --quiet uv; fi; \
-	$$uv pip install --python $(@D)/bin/python --editable '.[pictures]' --group dev $(1)
+	$$uv pip install --python $(@D)/bin/python --editable '.[pictures]' --editable $(DEMO_PLUGIN) \
+	--group dev $(1)
 	@touch $@
 endef
 

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from mflux_demo_model import prompts
 
-from mflux_teacache_plugin.demo_model import prompts
 from mflux_teacache_plugin.measure.metrics import SAME_PSNR, similarity
 
 SIDE = 128

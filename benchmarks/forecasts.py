@@ -12,12 +12,12 @@ from unittest import mock
 import mlx.core as mx
 import numpy as np
 from _demo import PAIRS, generate, pairs, score
+from mflux_demo_model import NAME, load
 from tqdm import tqdm
 
 from mflux_teacache_plugin import apply_teacache
 from mflux_teacache_plugin.caching import step_cache
 from mflux_teacache_plugin.caching.forecast import LEFT_AFTER, Forecast
-from mflux_teacache_plugin.demo_model import NAME, load
 from mflux_teacache_plugin.measure import machine
 
 

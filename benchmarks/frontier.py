@@ -103,7 +103,7 @@ class Worker:
     """One process with the model: makes the pictures of jobs."""
 
     def __init__(self, pictures: Path, rival: Path | None, scheduler: str | None) -> None:
-        from mflux_teacache_plugin.demo_model import load
+        from mflux_demo_model import load
 
         self.pictures, self.further = pictures, {"scheduler": scheduler} if scheduler else {}
         self.model = load()
@@ -178,7 +178,8 @@ def _make(job: Job) -> dict[str, Any]:
 
 def variant_of_the_model() -> Any:
     """The demo model's."""
-    from mflux_teacache_plugin.demo_model import NAME
+    from mflux_demo_model import NAME
+
     from mflux_teacache_plugin.variants.catalog import load_catalog
 
     return load_catalog().variants[NAME].variant

@@ -13,11 +13,11 @@ from typing import Any
 
 import mlx.core as mx
 from _demo import generate
+from mflux_demo_model import load, prompts
 
 from mflux_teacache_plugin import apply_teacache
 from mflux_teacache_plugin.caching.gate import Facts
 from mflux_teacache_plugin.cli.output import print_table
-from mflux_teacache_plugin.demo_model import load, prompts
 from mflux_teacache_plugin.errors import SettingsError
 from mflux_teacache_plugin.measure import machine
 from mflux_teacache_plugin.methods.method import Method

@@ -30,6 +30,7 @@ from importlib import import_module
 from pathlib import Path
 from statistics import median
 from typing import Any
+from unittest.mock import patch
 
 import mlx.core as mx
 from mlx.utils import tree_flatten, tree_map
@@ -39,7 +40,6 @@ from mflux_teacache_plugin import choose
 from mflux_teacache_plugin.apply import apply_teacache
 from mflux_teacache_plugin.caching.taps import module_at
 from mflux_teacache_plugin.cli import calibrate, exit_code, output
-from mflux_teacache_plugin.demo_model import float32
 from mflux_teacache_plugin.errors import SettingsError, TeaCacheError
 from mflux_teacache_plugin.host.layers import stand_before
 from mflux_teacache_plugin.measure import machine
@@ -306,10 +306,12 @@ def layers(text: str) -> tuple[int, ...]:
 
 def run(args: argparse.Namespace) -> int:
     """What the command does."""
+    from mflux.models.common.config.model_config import ModelConfig
+
     os.environ.pop(ENVIRONMENT, None)  # plain is plain, whatever it asks for
     settings = tuple(dict.fromkeys(args.settings)) or ("2x",)
     width, height = args.size
-    with float32() if args.float32 else contextlib.nullcontext():
+    with patch.object(ModelConfig, "precision", mx.float32) if args.float32 else contextlib.nullcontext():
         model, blocks = build(args.model, args.quantize, args.layers, args.tokens)
         wanted = candidates(model, settings, args.steps)
         require_memory(model, width * height)

@@ -12,10 +12,10 @@ import time
 from typing import Any
 
 from _demo import generate
+from mflux_demo_model import load, prompts
 
 from mflux_teacache_plugin import apply_teacache
 from mflux_teacache_plugin.cli.output import print_table
-from mflux_teacache_plugin.demo_model import load, prompts
 from mflux_teacache_plugin.measure import machine
 
 

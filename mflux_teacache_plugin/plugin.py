@@ -3,14 +3,14 @@
 import os
 import traceback
 from argparse import ArgumentParser, Namespace
-from collections.abc import Callable, Iterable, Mapping, MutableMapping
+from collections.abc import Callable, Iterable, MutableMapping
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NoReturn
 
-from mflux_teacache_plugin import apply, choose, demo_model, hooks, methods, settings, summary
+from mflux_teacache_plugin import apply, choose, hooks, methods, settings, summary
 from mflux_teacache_plugin.caching.forecast import ORDERS
 from mflux_teacache_plugin.choose import Choice
 from mflux_teacache_plugin.errors import SettingsError, TeaCacheError, UnsupportedModelError
@@ -81,15 +81,6 @@ def mflux_pipelines() -> Iterable[str]:
 
 
 @hookimpl(optionalhook=True)
-def mflux_models() -> Mapping[str, Any]:
-    try:
-        return demo_model.models()
-    except TeaCacheError as error:
-        summary.say(f"{error.error}; {error.hint}")
-        return {}
-
-
-@hookimpl(optionalhook=True)
 def mflux_add_options(parser: ArgumentParser, pipelines: list[type], rejected: MutableMapping[str, str]) -> None:
     add = parser.add_argument_group(f"TeaCache (mflux-teacache-plugin {version('mflux-teacache-plugin')})").add_argument
     known = choose.parsers()
@@ -136,7 +127,6 @@ def mflux_options_parsed(parser: ArgumentParser, args: Namespace, command: str, 
 
 @hookimpl(optionalhook=True)
 def mflux_model_loading(pipeline: type, model_config: Any | None, source: str | None, args: Namespace | None) -> None:
-    demo_model.prepare(model_config)
     request: Request | None = getattr(args, "teacache_request", None)
     if request is None or model_config is None or args is None:
         return

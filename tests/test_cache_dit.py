@@ -11,9 +11,10 @@ import os
 from functools import partial
 from pathlib import Path
 
+import mflux_demo_model as demo_model
 import pytest
 
-from mflux_teacache_plugin import apply_teacache, demo_model
+from mflux_teacache_plugin import apply_teacache
 from mflux_teacache_plugin.methods.dualcache import DualCache, DualCacheGate, DualCacheSettings
 
 FILES = {file.stem: json.loads(file.read_text()) for file in (Path(__file__).parent / "data/cache-dit").glob("*.json")}

@@ -5,10 +5,10 @@ import tomllib
 from dataclasses import MISSING, fields
 from pathlib import Path
 
+import mflux_demo_model as demo_model
 import numpy as np
 import pytest
 
-from mflux_teacache_plugin import demo_model
 from mflux_teacache_plugin.adapters import BUILT_IN
 from mflux_teacache_plugin.variants import Guard, Profile, Provenance, StepList, Variant, read_variant
 from mflux_teacache_plugin.variants.catalog import ModelIdentity, load_catalog, packaged_folder

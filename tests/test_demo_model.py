@@ -7,12 +7,12 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import mflux_demo_model as demo_model
 import numpy as np
 import pytest
 from PIL import Image
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from mflux_teacache_plugin import demo_model
 from mflux_teacache_plugin.apply import apply_teacache
 from mflux_teacache_plugin.errors import SettingsError
 from mflux_teacache_plugin.variants.catalog import load_catalog

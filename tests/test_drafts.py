@@ -9,10 +9,10 @@ import shlex
 from collections.abc import Callable
 from pathlib import Path
 
+import mflux_demo_model as demo_model
 import numpy as np
 import pytest
 
-from mflux_teacache_plugin import demo_model
 from mflux_teacache_plugin.calibration import takeover
 from mflux_teacache_plugin.cli import main
 from mflux_teacache_plugin.measure import metrics, runs

@@ -9,11 +9,12 @@ from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
 
+import mflux_demo_model as demo_model
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from mflux_teacache_plugin import choose, demo_model
+from mflux_teacache_plugin import choose
 from mflux_teacache_plugin import settings as asked
 from mflux_teacache_plugin.errors import TeaCacheError
 from mflux_teacache_plugin.measure import suite

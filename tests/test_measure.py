@@ -17,11 +17,11 @@ from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 
+import mflux_demo_model as demo_model
 import numpy as np
 import pytest
 from PIL import Image
 
-from mflux_teacache_plugin import demo_model
 from mflux_teacache_plugin.cli import main
 from mflux_teacache_plugin.errors import TeaCacheError
 from mflux_teacache_plugin.measure import files, ledger, metrics, runs, suite
@@ -504,17 +504,10 @@ def test_the_digest_of_the_code_leaves_out_what_makes_no_picture(tmp_path) -> No
     assert ledger.code_digest(tmp_path) != before
 
 
-@pytest.mark.usefixtures("undrawn")
-def test_the_demo_is_a_bench(run, tmp_path) -> None:
-    out = tmp_path / "out"
-    code, text, err = run("demo", "--out", out, "--steps", 10, "--setting", "0.3")
-    assert code == 0, err
-    prompts = demo_model.prompts("demo")
-    found = json.loads((out / "results.json").read_text())
-    assert found["suite"]["prompts"] == [each["prompt"] for each in prompts]
-    assert [case["seed"] for case in found["cases"]] == [each["seed"] for each in prompts]
-    assert f"{demo_model.NAME}, 128x128, 10 steps, guidance 4\nSETTING" in text
-    assert {wanted for _, wanted in pretended.made} == {"off", "0.3"}
+def test_the_demo_is_a_bench_of_its_prompts() -> None:
+    cases = suite.read(ROOT / "examples" / "demo_model" / "demo.toml").cases()
+    assert [{"prompt": case.prompt, "seed": case.seed} for case in cases] == demo_model.prompts("demo")
+    assert {case.group for case in cases} == {f"{demo_model.NAME}, 128x128, 50 steps, guidance 4"}
 
 
 # ---- several ranks ---------------------------------------------------------------------------------------------------

@@ -64,7 +64,7 @@ def test_a_kernel_waits_for_mflux_by_itself_and_reads_the_variable_late(run):
             "import mflux",
             "from mflux_teacache_plugin import _startup\nprint(_startup.state()['why'])",
             "import os\nos.environ['MFLUX_TEACACHE'] = '2x'",
-            "from mflux_teacache_plugin.demo_model import load\nfrom mflux_teacache_plugin.apply import handle_of\n"
+            "from mflux_demo_model import load\nfrom mflux_teacache_plugin.apply import handle_of\n"
             "print(handle_of(load()))",
         )
     )

@@ -3,12 +3,13 @@
 from itertools import pairwise
 from pathlib import Path
 
+import mflux_demo_model as demo_model
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mflux_teacache_plugin import choose, demo_model
+from mflux_teacache_plugin import choose
 from mflux_teacache_plugin.caching.gate import Facts
 from mflux_teacache_plugin.checks import parse_steps
 from mflux_teacache_plugin.errors import SettingsError

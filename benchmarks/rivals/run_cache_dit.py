@@ -23,9 +23,8 @@ from typing import Any
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+import mflux_demo_model as demo_model
 from _demo import SIDE, done, pairs, score
-
-from mflux_teacache_plugin import demo_model
 
 TARGET = Path(__file__).parents[2] / "tests" / "data" / "cache-dit"
 

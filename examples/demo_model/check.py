@@ -117,7 +117,7 @@ def main() -> None:
     if options.what == "things":
         write_things(options.out)
         return
-    from mflux_teacache_plugin import demo_model
+    import mflux_demo_model as demo_model
 
     model, right, pictures = demo_model.load(), 0, []
     entries = [entry for group in options.groups for entry in demo_model.prompts(group)]

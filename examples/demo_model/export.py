@@ -44,10 +44,9 @@ def export(folder: Path) -> Path:
 
 def convert(folder: Path, target: Path) -> None:
     """Let mflux load DIR/diffusers and save what it holds; what else lies in the target stays there."""
+    import mflux_demo_model as demo_model
     import mlx.core as mx
     from mlx.utils import tree_map_with_path
-
-    from mflux_teacache_plugin import demo_model
 
     def stored(path: str, array: mx.array) -> mx.array:
         return array if path.endswith("inv_freq") else array.astype(mx.bfloat16)  # no weight, but saved with them

@@ -10,10 +10,10 @@ import argparse
 import statistics
 import time
 
+import mflux_demo_model as demo_model
 import numpy as np
 from check import generate
 
-from mflux_teacache_plugin import demo_model
 from mflux_teacache_plugin.measure.metrics import similarity, summarize
 
 FULL_STEPS, FEWER_STEPS, GUIDANCE = 50, (12, 19, 25, 38), 4.0

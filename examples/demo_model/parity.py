@@ -59,13 +59,12 @@ def reference(folder: Path) -> None:
 
 def compare(folder: Path, precision: str) -> None:
     """Print the largest differences from the reference, and of the pictures in grey levels."""
+    import mflux_demo_model as demo_model
     import mlx.core as mx
     from mflux.models.common.config.config import Config
     from mflux.models.common.config.model_config import ModelConfig
     from mflux.utils.image_util import ImageUtil
     from mlx.utils import tree_map
-
-    from mflux_teacache_plugin import demo_model
 
     saved, dtype = np.load(folder / "parity.npz"), getattr(mx, precision)
     model = demo_model.load()

@@ -28,7 +28,6 @@ VERBS = {
     "compare": ("compare", "make one picture with several settings, and show how near they come to plain mflux"),
     "drafts": ("drafts", "make fast drafts of many seeds, and the best of them in full"),
     "bench": ("bench", "measure settings over a suite of models, prompts and seeds"),
-    "demo": ("demo", "bench the demo model: plain, with TeaCache, and plain in as many steps"),
 }
 
 

@@ -8,7 +8,7 @@ from argparse import ArgumentTypeError
 from importlib.resources import files as resources
 from pathlib import Path
 
-from mflux_teacache_plugin import choose, demo_model
+from mflux_teacache_plugin import choose
 from mflux_teacache_plugin.calibration.stages import Calibration
 from mflux_teacache_plugin.cli import output
 from mflux_teacache_plugin.errors import SettingsError
@@ -49,8 +49,6 @@ def run(args: argparse.Namespace) -> int:
     command = Command.of(args.command)
     metrics.require()
     prompts = read_prompts(args.prompts)
-    if args.prompts is None and demo_model.NAME in command.options:  # it knows nothing of general prompts
-        prompts = tuple(each["prompt"] for each in demo_model.prompts("calibration")) or prompts
     held_out = max(1, round(len(prompts) * HELD_OUT / 10)) if args.held_out is None else args.held_out
     fitted = len(prompts) - held_out
     if not 2 <= fitted <= len(prompts):

@@ -1,4 +1,4 @@
-"""The demo model as a name for `--model`: a tiny FLUX.2 Klein base checkpoint that fits into this repository.
+"""A plugin that makes the demo model a name for `--model`: a tiny FLUX.2 Klein base checkpoint that fits into this repository.
 
 mflux writes some of FLUX.2's sizes as literals. While it builds this one model, and only then, its defaults are those that
 `model.json` in the model's folder names; every other model, and every run that does not name this one, sees stock mflux.
@@ -16,19 +16,30 @@ from mflux_teacache_plugin.checks import read_toml
 from mflux_teacache_plugin.errors import SettingsError
 from mflux_teacache_plugin.host import faults
 from mflux_teacache_plugin.host.layers import stand_before
+from mflux_teacache_plugin.host.specs import hookimpl
 
 NAME = "flux2-klein-base-demo"
 
-#: The model's folder, where it is not the checkout's.
+#: The model's folder, where it is not the one beside this plugin.
 ENVIRONMENT = "MFLUX_TEACACHE_DEMO"
 
 _COPY = f"a copy of examples/demo_model/{NAME}"
 
 
+@hookimpl
+def mflux_models() -> Mapping[str, Any]:
+    return models()
+
+
+@hookimpl
+def mflux_model_loading(model_config: Any | None) -> None:
+    prepare(model_config)
+
+
 def folder() -> Path | None:
     """Where the demo model lies, or None. SettingsError: the environment variable names a folder without the model."""
     named = os.environ.get(ENVIRONMENT)
-    path = Path(named) if named else Path(__file__).parent.parent / "examples" / "demo_model" / NAME
+    path = Path(named) if named else Path(__file__).parent.parent / NAME
     if (path / "model.json").is_file():
         return path.resolve()
     if named:
