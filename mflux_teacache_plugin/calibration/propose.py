@@ -42,6 +42,9 @@ DEPTHS = ((10, 3), (6, 3), (4, 2), (2, 2), (1, 1))
 #: Names what is in the file already; it is tried on every prompt.
 EARLIER = "earlier"
 
+#: Names what the pictures themselves led to.
+CLIMBED = "moved"
+
 #: A schedule replaces the one that follows from the profile where its pictures are so many dB nearer.
 WORTH = 1.0
 
@@ -143,15 +146,17 @@ def first_round(pictures: int) -> int:
     return max(1, pictures // 4)
 
 
-def depth(sigma: Sequence[float], pictures: int, seconds: float, minutes: float) -> tuple[int, int]:
-    """One of `DEPTHS`; `seconds` are a step's."""
+def depth(sigma: Sequence[float], pictures: int, seconds: float, minutes: float) -> tuple[tuple[int, int], float]:
+    """One of `DEPTHS`, for half of the time, and how many steps may be computed in what is left, for each speed-up; `seconds` are
+    a step's.
+    """
     counts, steps = [speedup.parse(each).count(Facts(tuple(sigma))) for each in SPEED_UPS], len(sigma)
     begin = first_round(pictures)
     for first, others in DEPTHS:
         work = pictures * (steps + sum(counts)) + (first * begin + others * (pictures - begin)) * sum(counts)
-        if work * seconds <= 60 * minutes:
+        if work * seconds <= 30 * minutes:
             break
-    return first, others
+    return (first, others), (60 * minutes / max(seconds, 1e-9) - work) / len(SPEED_UPS)
 
 
 def nearest(rows: Sequence[Row], names: Container[str]) -> list[Row]:

@@ -9,7 +9,7 @@ import hashlib
 import re
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -51,6 +51,7 @@ class Group:
     at: float  #: its value
     tried: dict[str, dict[str, str]]  #: `propose.ways`: of each speed-up the profile's, then what is most worth trying
     settings: list[str] = field(default_factory=list)  #: tried beside these
+    nearest: dict[str, str] = field(default_factory=dict)  #: of each speed-up, of those with all pictures
 
     def case(self, prompt: str, command: Command, steps: int, most: int) -> Case:
         """One of the pictures, with the settings and the first so many ways to each speed-up."""
@@ -64,10 +65,13 @@ class Group:
 
     def rank(self, rows: Sequence[Row]) -> None:
         """Sort the ways by their pictures, the nearest first, behind the profile's and earlier ones. `rows` are of this group."""
+        most = max((row.pictures for row in rows), default=0)
         for speedup, ways in self.tried.items():
             kept = [way for place, way in enumerate(ways) if place == 0 or propose.EARLIER in way]
             order = (*kept, *(row.setting for row in propose.nearest(rows, ways)))
             self.tried[speedup] = {name: ways[name] for name in order}
+            for row in propose.nearest([row for row in rows if row.pictures == most], ways)[:1]:
+                self.nearest[speedup] = ways[row.setting]
 
 
 @dataclass(eq=False)
@@ -141,8 +145,40 @@ class Calibration:
                 for group in groups:
                     group.rank(rows.get(group.name, ()))
             groups = [Group(**each) for each in shards.share([vars(group) for group in groups])]
+        if plan["work"] > 0 and any(group.nearest for group in groups):
+            made = self._climb(model, variant, groups, made, plan)
         if shards.leads():
             self._conclude(variant, groups, made, plan["notes"])
+
+    def _climb(
+        self, model: Model, variant: Variant, groups: Sequence[Group], made: Series, plan: dict[str, Any]
+    ) -> Series:
+        """With what is left of the time: the nearest schedule of each speed-up made better, and its pictures among those `made`."""
+        ledger, cases = sweep.keeper(model, variant, plan["active"], self.place), made.cases
+        targets = [(group, speedup) for group in groups for speedup in group.nearest]
+        mine = shards.mine(targets)
+
+        def seek(targets: Sequence[tuple[Group, str]], show: bool) -> dict[str, dict[str, str]]:
+            new: dict[str, dict[str, str]] = {group.name: {} for group in groups}
+            with tqdm(total=round(plan["work"] * len(targets)), desc="schedules", unit="step", disable=not show) as bar:
+                for group, speedup in targets:
+                    of_group = [case for case in cases if case.group == group.name]
+                    found = sweep.climbed(ledger, of_group, group.nearest[speedup], plan["work"], bar.update)
+                    if found != group.nearest[speedup]:
+                        name = f"{speedup} {propose.CLIMBED}"
+                        group.tried[speedup][name] = new[group.name][name] = found
+            return new
+
+        new = seek(mine, shards.leads())
+        shards.gather_files(sorted(ledger.files), self.place)
+        if len(mine) < len(targets) and shards.leads():  # what the others made is here now, so this takes no time
+            new = seek(targets, False)
+        new = shards.share(new)
+        cases = [
+            replace(case, settings=(*case.settings, *new[case.group]), texts={**case.texts, **new[case.group]})
+            for case in cases
+        ]
+        return Series(cases, sweep.pictures(model, variant, plan["active"], self.place, cases), made.folder)
 
     def _record(self, model: Model) -> None:
         """This rank's share of the generations, as far as they are not on disk; rank 0 gets those of all ranks."""
@@ -178,8 +214,8 @@ class Calibration:
             except TeaCacheError as error:
                 notes.append(f"{setting} could not be tried: {error.error}.")
         pace = float(np.mean([trace.seconds or 0.0 for trace in recorded])) / len(first.sigma)
-        depth = propose.depth(first.sigma, len(self.held_out), pace * len(groups), self.minutes)
-        plan = {"depth": depth, "steps": first.steps, "active": active, "notes": notes}
+        depth, work = propose.depth(first.sigma, len(self.held_out), pace * len(groups), self.minutes)
+        plan = {"depth": depth, "work": work, "steps": first.steps, "active": active, "notes": notes}
         return {"variant": as_table(variant), "groups": [vars(group) for group in groups], **plan}
 
     def _conclude(self, variant: Variant, groups: Sequence[Group], made: Series, notes: list[str]) -> None:

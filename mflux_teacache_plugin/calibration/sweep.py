@@ -4,31 +4,34 @@ What counts as fast is how many steps are computed, since seconds of many runs i
 the steps computed take at the pace of the plain run with all steps.
 """
 
+import hashlib
 import logging
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 
-from mflux_teacache_plugin import apply
+from mflux_teacache_plugin import apply, methods
+from mflux_teacache_plugin.calibration.climb import climb
 from mflux_teacache_plugin.calibration.takeover import Model
-from mflux_teacache_plugin.measure import series, shards
+from mflux_teacache_plugin.checks import parse_steps
+from mflux_teacache_plugin.measure import metrics, series, shards
 from mflux_teacache_plugin.measure.ledger import Ledger
+from mflux_teacache_plugin.measure.metrics import Similarity
 from mflux_teacache_plugin.measure.runs import Run
 from mflux_teacache_plugin.measure.series import Case, Maker, Shot
 from mflux_teacache_plugin.methods import OFF
+from mflux_teacache_plugin.methods.steps import as_text
 from mflux_teacache_plugin.variants import Variant
 
 
 def pictures(model: Model, variant: Variant, active: float, folder: Path, cases: Sequence[Case]) -> list[Shot]:
     """This rank's share of the cases, as far as it is not in the folder; rank 0 gets the shots of all ranks, others none."""
-    numbers = variant.replace(threshold=variant.threshold and 1.0, step_lists=())  # settings bring their own
-    ledger, mine = Ledger(folder, numbers=[numbers.digest]), shards.mine(cases)
-    ledger.maker = maker(model, variant, active, ledger.pictures)
+    ledger, mine = keeper(model, variant, active, folder), shards.mine(cases)
     with series.progress(sum(case.most_shots for case in mine), show=shards.leads() and bool(mine)) as counted:
         for case in mine:
             series.one_round(case, 0, counted(ledger.make))
@@ -39,6 +42,32 @@ def pictures(model: Model, variant: Variant, active: float, folder: Path, cases:
         pace = shots[0].run.seconds / shots[0].run.computed  # of the plain run with all steps
         found += [replace(shot, run=replace(shot.run, seconds=pace * shot.run.computed)) for shot in shots]
     return found
+
+
+def keeper(model: Model, variant: Variant, active: float, folder: Path) -> Ledger:
+    """Keeps what is made with the model that is loaded."""
+    numbers = variant.replace(threshold=variant.threshold and 1.0, step_lists=())  # settings bring their own
+    ledger = Ledger(folder, numbers=[numbers.digest])
+    ledger.maker = maker(model, variant, active, ledger.pictures)
+    return ledger
+
+
+def climbed(ledger: Ledger, cases: Sequence[Case], start: str, work: float, tick: Callable[[int], object]) -> str:
+    """A setting of the form `steps:…+linear`, made better by `climb` on these cases; `tick` is told of steps as they are computed."""
+    listed, _, forecast = start.removeprefix("steps:").partition("+")
+
+    def text(computed: Sequence[int]) -> str:
+        return str(methods.parse(f"steps:{as_text(computed)}+{forecast or 'linear'}"))
+
+    def near(computed: Sequence[int], picture: int) -> Similarity:
+        asked = text(computed)
+        name = f"tried {hashlib.sha256(asked.encode()).hexdigest()[:12]}"  # the steps may be too many for a file's name
+        case = replace(cases[picture], texts={name: asked})
+        plain, made = (ledger.make(case, setting, case.steps, 0).file for setting in (OFF, name))
+        tick(len(computed))
+        return metrics.similarity(ledger.pictures / made, ledger.pictures / plain)
+
+    return text(climb(parse_steps(listed), cases[0].steps, len(cases), near, work))
 
 
 def maker(model: Model, variant: Variant | None, active: float, folder: Path) -> Maker:
