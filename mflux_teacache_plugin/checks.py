@@ -213,9 +213,10 @@ def parse_steps(text: str) -> tuple[int, ...]:
     found: list[int] = []
     for part in text.split(","):
         low, dash, high = part.strip().partition("-")
-        if not all(end.isdecimal() and len(end) <= 4 for end in ([low, high] if dash else [low])):
+        high = high if dash else low
+        if not all(end.isdecimal() and len(end) <= 4 for end in (low, high)) or int(low) > int(high):
             raise ValueError(f"not a step: {part}")
-        found += range(int(low), int(high) + 1) if dash else [int(low)]
+        found += range(int(low), int(high) + 1)
     if not found or sorted(set(found)) != found:
         raise ValueError(f"not rising: {text}")
     return tuple(found)

@@ -75,6 +75,14 @@ def test_where_it_is_looked_for(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert beside_model("me/tuned").resolve() == path
     assert beside_model("me/other") is None
+    put(tmp_path / "mine", id="mine")
+    assert beside_model("mine/").resolve() == tmp_path / "mine" / path.name, "as tab completion writes it"
+
+
+@pytest.mark.parametrize("name", ["none/", "my models/x", "me/a--b", "me/x.git", "/", "me/" + 200 * "x"])
+def test_what_is_no_name_of_the_hub_has_no_file(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert beside_model(name) is None
 
 
 def test_a_downloaded_snapshot_has_it_too(tmp_path, monkeypatch):

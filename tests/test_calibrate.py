@@ -1,6 +1,7 @@
 """`mflux-teacache calibrate` on tiny checkpoints, through mflux's own commands."""
 
 import json
+import random
 import re
 import subprocess
 import sys
@@ -12,12 +13,12 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mflux_teacache_plugin.calibration import schedules, takeover, traces
+from mflux_teacache_plugin.calibration import climb, schedules, sweep, takeover, traces
 from mflux_teacache_plugin.calibration.record import recording
 from mflux_teacache_plugin.calibration.traces import Trace
 from mflux_teacache_plugin.choose import registry
 from mflux_teacache_plugin.cli import main
-from mflux_teacache_plugin.cli.calibrate import read_prompts
+from mflux_teacache_plugin.cli.calibrate import read_prompts, setting
 from mflux_teacache_plugin.methods.steps import Steps
 from mflux_teacache_plugin.variants import read_variant
 from tests.test_options import write_variant
@@ -112,6 +113,14 @@ def test_schedules_are_chosen_at_every_guidance_that_is_named(
 ):
     of = case("klein-base")
     options = ("--folder", "found", "--guidances", 2, 6, "--minutes", 100, "--format", "json")
+
+    def moved(start, steps, pictures, near, work):
+        assert work > 0 and pictures == 1
+        found = climb.neighbour(start, steps, random.Random(0))
+        near(found, 0)
+        return found
+
+    monkeypatch.setattr(sweep, "climb", moved)
     code, out, err = calibrate(of, *options, more=("--steps", 9), settings=())
     assert code == 0, err
     variant = read_variant(user_folder / "tiny-flux2.toml")
@@ -119,6 +128,7 @@ def test_schedules_are_chosen_at_every_guidance_that_is_named(
     for guidance in (2, 6):
         names = [setting for group, setting in tried if group == f"tiny-flux2, guidance {guidance}"]
         assert {"2x profile linear", "2x optimum linear", "2x even reuse"} <= {*names} or len(names) > 10
+        assert any(setting.endswith("moved") for setting in names), "where the search by pictures ended"
     assert variant.mag_ratios is not None and len(variant.mag_ratios) == 9
     for each in variant.step_lists:
         assert (
@@ -135,6 +145,7 @@ def test_schedules_are_chosen_at_every_guidance_that_is_named(
     assert "guidance 2" in report and "guidance 6" in report
     assert "At 9 steps, guidance 6: 1 held-out prompt." in variant.provenance.notes
 
+    monkeypatch.setattr(sweep, "climb", lambda start, *_: tuple(start))
     assert calibrate(of, *options, "--force", more=("--steps", 9), settings=())[0] == 0
     again = read_variant(user_folder / "tiny-flux2.toml")  # each guidance has tried what was chosen at the other
     made = generations(monkeypatch)
@@ -142,6 +153,15 @@ def test_schedules_are_chosen_at_every_guidance_that_is_named(
     assert made == [] and read_variant(user_folder / "tiny-flux2.toml").step_lists == again.step_lists
     run_command(of.command, of.argv(tiny, "--steps", 9, "--guidance", 6, "--teacache", "2x"), tmp_path)
     assert "skipped 5 of 9 steps (2x, tiny-flux2)" in capsys.readouterr().err
+
+
+def test_settings_are_tried_at_every_guidance(calibrate, user_folder):
+    code, out, err = calibrate(case("klein-base"), "--guidances", 2, 6, "--format", "json")
+    assert code == 0, err
+    tried = [(each["group"], each["setting"]) for each in json.loads(out)["tried"]]
+    groups = [f"tiny-flux2, guidance {guidance}" for guidance in (2, 6)]
+    assert tried == [(group, setting) for group in groups for setting in ("0.2", "1.5x")]
+    assert (user_folder / "tiny-flux2.toml").exists()
 
 
 def test_the_recorded_products_are_those_of_the_predictions(tiny):
@@ -270,11 +290,24 @@ def test_bad_input_is_one_error(argv, told, tmp_path, monkeypatch, capsys):
     assert [path.name for path in tmp_path.iterdir() if path.name != "config"] == ["empty.txt"]
 
 
-@pytest.mark.parametrize("setting", ["7", "auto", "off"])
-def test_what_cannot_be_tried_is_a_wrong_option(setting, capsys):
+@pytest.mark.parametrize(
+    ("option", "value", "told"),
+    [
+        *(("--settings", setting, f"'{setting}'") for setting in ("7", "auto", "off")),
+        ("--id", "My_Model", 'not a usable id: "My_Model"'),
+        ("--id", "../mine", "use lower-case letters"),
+        ("--held-out", "-1", "is not a whole number from 0 on"),
+    ],
+)
+def test_what_makes_no_sense_is_a_wrong_option(option, value, told, capsys):
     with pytest.raises(SystemExit):
-        main(["calibrate", "--settings", setting, "--", "mflux-generate"])
-    assert f"--settings: '{setting}'" in capsys.readouterr().err
+        main(["calibrate", f"{option}={value}", "--", "mflux-generate"])
+    said = capsys.readouterr().err
+    assert f"argument {option}: " in said and told in said
+
+
+def test_a_setting_is_named_as_its_method_writes_itself():
+    assert setting("dualcache:F=1, rdt=0.2") == "dualcache:F=1,B=0,rdt=0.2"
 
 
 def test_a_file_goes_into_the_model_s_folder(calibrate, tiny, tmp_path):
@@ -287,7 +320,7 @@ def test_a_file_goes_into_the_model_s_folder(calibrate, tiny, tmp_path):
         assert f"wrote {folder / 'teacache.toml'}" in out
         assert read_variant(folder / "teacache.toml").id == "tiny-flux2"
         code, _, err = calibrate(of, "--held-out", 0, "--into-model")
-        assert code == 2 and "teacache.toml is there already" in err
+        assert code == 2 and "teacache.toml is there already" in err and "--output" not in err
         text = (folder / "teacache.toml").read_text()
         (folder / "teacache.toml").write_text(text.replace("unknown; see the model's own page", "mine"))
         code, out, err = calibrate(of, "--held-out", 0, "--folder", "again", "--id", "other", "--format", "json")

@@ -228,6 +228,10 @@ def test_a_calibration_with_fewer_steps_is_named_beside_the_one_before():
     assert both.profile == more.profile
     assert both.provenance.recipe == "3 prompts, 24 steps, mflux 0.24.0; then 3 prompts, 12 steps, mflux 0.24.0"
     assert propose.variant_of(facts, recorded(12), both) == both, "the same again is not named twice"
+    noted = both.replace(provenance=replace(both.provenance, notes="R2 of old.\nAt 24 steps, guidance 4: old"))
+    again = propose.variant_of(facts, recorded(24), noted)
+    assert again.provenance.recipe == both.provenance.recipe and again.profile == more.profile
+    assert again.provenance.notes.endswith("At 24 steps, guidance 4: old") and "old." not in again.provenance.notes
 
 
 def test_tables_and_verdicts_are_of_each_group(capsys):
@@ -253,6 +257,12 @@ def test_what_is_recommended_holds_at_every_guidance():
     assert propose.recommending(a_variant(), mild, ["why"]).recommended == "4x"
     assert propose.recommending(a_variant(), mild + hard, ["why"]).recommended == "2x"
     assert propose.recommending(a_variant(), mild + hard[:1], ["why"]).recommended is None
+    slower = (
+        [a_row("0.2", 40, 0.99, 55.0, 50.0), *mild],
+        [*hard, replace(a_row("0.2", 40, 0.9, 30.0, 29.0), group="hard")],
+    )
+    found = propose.recommending(a_variant(), [*slower[0], *slower[1]], ["why"])
+    assert found.recommended == "2x", "the threshold is the slowest, and good at one guidance alone"
 
 
 def test_settings_that_only_some_pictures_were_made_with_are_not_recommended():
@@ -361,8 +371,11 @@ def test_what_an_earlier_calibration_chose_is_tried_again_on_every_prompt():
 
 def test_the_time_decides_how_many_ways_are_tried():
     sigma = np.linspace(1, 0.1, 50)
-    found = [propose.depth(sigma, 3, seconds=1.0, minutes=each) for each in (1, 20, 30, 60, 1000)]
-    assert found[0] == (1, 1) and found[-1] == (10, 3) and found == sorted(found)
+    found, left = zip(
+        *(propose.depth(sigma, 3, seconds=1.0, minutes=each) for each in (1, 40, 60, 120, 2000)), strict=True
+    )
+    assert found[0] == (1, 1) and found[-1] == (10, 3) and list(found) == sorted(found)
+    assert left[0] < 0 < left[2] < left[-1], "half of the time is for moving steps, where the other half suffices"
 
 
 TRIED = {"2x": {"2x profile linear": "steps:0-10,12,15,23", "2x even reuse": "steps:0-10,13,15,23+reuse"}}
@@ -390,6 +403,9 @@ def test_a_second_calibration_keeps_the_lists_of_other_runs():
     new = [StepList(steps=24, computed=(0, 7, 23), guidance=4.0)]
     notes = "R2.\nAt 24 steps, guidance 4: old\nAt 24 steps, guidance 10: old"
     variant = a_variant(step_lists=old, provenance=Provenance(source="a", notes=notes))
-    found = propose.recommending(variant, [], ["At 24 steps, guidance 4: new"], new)
+    found = propose.recommending(variant, [], ["At 24 steps, guidance 4: new"], new, {(24, 4.0)})
     assert found.step_lists == (old[1], new[0])
     assert found.provenance.notes == "R2.\nAt 24 steps, guidance 10: old\nAt 24 steps, guidance 4: new"
+    found = propose.recommending(found, [], ["At 24 steps, guidance 1: new"], (), {(24, 4.0)})
+    assert found.step_lists == (old[1],), "what the profile does as well now needs no list"
+    assert "guidance 10: old" in found.provenance.notes, "1 is not 10"

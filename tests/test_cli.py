@@ -405,3 +405,12 @@ def test_exit_codes_of_a_script(source: str, code: int, run, tmp_path, monkeypat
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.setattr(sys, "argv", list(sys.argv))
     assert run("exec", script)[0] == code
+
+
+def test_an_error_of_a_script_stays_its_own(run, tmp_path, monkeypatch) -> None:
+    script = tmp_path / "script.py"
+    script.write_text("open('none.txt')")
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(sys, "argv", list(sys.argv))
+    with pytest.raises(FileNotFoundError):
+        run("exec", script)

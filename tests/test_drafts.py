@@ -106,6 +106,8 @@ def test_another_command_has_a_folder_of_its_own(drafts, made) -> None:
     assert len(folders) == 2 and {Path(folder).parts[0] for folder in folders} == {"mine"}
     assert drafts(*two, "--fresh")[0] == 0
     assert made == [SEED] * 3, "what is there counts, unless --fresh is given"
+    assert drafts(*two, "--fresh", "--final", SEED + 9)[0] == 2
+    assert drafts(*two)[0] == 0 and made == [SEED] * 3, "what is refused clears nothing"
 
 
 def test_what_the_command_cuts_of_guidance_is_cut_in_both(drafts, tmp_path) -> None:

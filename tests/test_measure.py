@@ -24,10 +24,11 @@ from PIL import Image
 
 from mflux_teacache_plugin.cli import main
 from mflux_teacache_plugin.errors import TeaCacheError
-from mflux_teacache_plugin.measure import files, ledger, metrics, runs, suite
+from mflux_teacache_plugin.measure import files, ledger, metrics, runs, series, shards, suite
 from mflux_teacache_plugin.measure.metrics import Similarity
 from mflux_teacache_plugin.measure.runs import Command, Run
 from tests import pretended
+from tests.test_options import write_variant
 
 ROOT = Path(__file__).parents[1]
 COMMAND = ["mflux-generate", "--model", "dev", "--prompt", "a <b>red</b> apple", "--steps", "10"]
@@ -64,6 +65,11 @@ def run(capsys, pretend) -> Callable[..., tuple[int, str, str]]:
         return code, *capsys.readouterr()
 
     return run
+
+
+@pytest.fixture
+def user_folder(tmp_path) -> Path:
+    return tmp_path / "config" / "mflux" / "teacache"
 
 
 @pytest.fixture
@@ -470,6 +476,75 @@ def test_a_changed_suite_uses_again_only_what_it_asks_for_again(run, tmp_path, a
     pretended.made.clear()
     run("bench", a_suite(changed), "--out", out, "--fresh")
     assert len(pretended.made) == 2 * 2 * 2 * 5
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_a_bench_measures_again_after_a_coefficient_file_changed(run, tmp_path, a_suite, user_folder) -> None:
+    """Also one beside the model, or one that the command names."""
+    model, named = tmp_path / "model", tmp_path / "named.toml"
+    model.mkdir()
+    places = (user_folder / "mine.toml", model / "teacache.toml", named)
+    recipe = f'command = "mflux-generate --teacache-coefficients {named}"\nmodels = ["{model}"]'
+    text = SUITE.replace('command = "mflux-generate"\nmodels = ["dev"]', recipe).replace(
+        "repetitions = 2", "repetitions = 1\nwarm_up = 0"
+    )
+    file = a_suite(text.replace('"pears"]', "]").replace("seeds = [1, 2]", "seeds = [1]"))
+    for place in places:
+        write_variant(place.parent, id=place.stem)
+    for place in (*places, None):
+        if place is not None:
+            write_variant(place.parent, id=place.stem, recommended="3x")  # by which nothing else is told apart
+        assert run("bench", file, "--out", tmp_path / "out")[0] == 0
+        again = {wanted for _, wanted in pretended.made}
+        pretended.made.clear()
+        assert run("bench", file, "--out", tmp_path / "out")[0] == 0
+        assert again == ({"off", "0.1", "0.3"} if place == places[0] else set() if place is None else {"0.1", "0.3"})
+        assert pretended.made == []
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_a_rank_gathers_only_what_it_has_made(run, tmp_path, a_suite, monkeypatch) -> None:
+    """Three pictures for two ranks, each repeated: a picture and its repetitions are one rank's."""
+    gathered: list[Path] = []
+    monkeypatch.setattr(shards, "world", lambda: (1, 2))
+    monkeypatch.setattr(shards, "wait", lambda: None)
+    monkeypatch.setattr(shards, "gather_files", lambda files, _: gathered.extend(files))
+    text = (
+        SUITE.replace("seeds = [1, 2]", "seeds = [1]")
+        .replace('"pears"]', '"pears", "plums"]')
+        .replace('"none", 4', '"none"')
+    )
+    assert run("bench", a_suite(text), "--out", tmp_path / "out")[0] == 0
+    assert len(gathered) == 5 + 2 * 5 and all(file.exists() for file in gathered)
+
+
+def test_settings_that_look_alike_have_pictures_of_their_own(tmp_path, run) -> None:
+    steps = ["steps:0-4,9", "steps:0,4,9"]
+    assert run("compare", "--settings", *steps, "--out", tmp_path / "out", "--", *COMMAND)[0] == 0
+    made = json.loads((tmp_path / "out" / "results.json").read_text())["runs"]
+    assert len({each["file"] for each in made}) == len(made) == 4
+
+
+def test_a_name_that_is_too_long_for_a_file_stays_different_from_others() -> None:
+    one, other = (series.slug("a" * 300, way) for way in ("2x", "3x"))
+    assert one != other and len(one) == len(other) <= series.LONGEST
+
+
+def test_the_whole_model_is_the_least_quantized(a_suite) -> None:
+    for written, whole in (('4, "none"', "dev, 10 steps"), ("4, 8", "dev, 8 bits, 10 steps")):
+        cases = suite.read(a_suite(SUITE.replace('"none", 4', written))).cases()
+        groups = {case.group: {other.group for other in cases if other.name == case.whole} for case in cases}
+        assert groups == {"dev, 4 bits, 10 steps": {whole}, whole: set()}
+
+
+def test_dollars_are_no_formula_and_a_plain_group_is_no_reason_to_fail(run, tmp_path, a_suite) -> None:
+    text = SUITE.replace('"apples", "pears"', "'menu: $4.50 #1, $6 #2', '$100_$'").replace(
+        "repetitions = 2", "repetitions = 1"
+    )
+    text = text.replace('"none", 4', '"none"') + '\n[[recipes]]\ncommand = "mflux-generate"\nmodels = ["me/$x_$"]\n'
+    code, out, err = run("bench", a_suite(text + 'steps = [10]\nsettings = ["off"]\n'), "--out", tmp_path / "out")
+    assert code == 0 and "me/$x_$" in out, err
+    assert (tmp_path / "out" / "frontier.png").exists()
 
 
 @pytest.mark.usefixtures("undrawn")

@@ -553,6 +553,14 @@ def test_a_path_that_leads_nowhere_is_an_error(folders: dict[str, Path], tmp_pat
             )
 
 
+def test_hidden_files_are_left_out(folders: dict[str, Path]) -> None:
+    """Editors and macOS leave them beside the real ones."""
+    write(folders["user"], id="mine")
+    for name in ("._mine.toml", ".#mine.toml"):
+        (folders["user"] / name).write_bytes(b"\x00\x05\x16\x07")
+    assert "mine" in load_catalog().variants
+
+
 def test_a_user_folder_may_be_absent_or_empty(folders: dict[str, Path]) -> None:
     assert list(load_catalog().variants) == ["packaged"]
     folders["user"].mkdir(parents=True)
@@ -669,6 +677,8 @@ def test_the_one_file_of_the_option_is_used_whatever_the_model_is_called(
         assert (match.variant.id, match.origin, match.exact) == ("mine", "option", exact)
     with pytest.raises(UnsupportedModelError, match="its adapter is flux1; the model works with cfg or klein"):
         found.match(ModelIdentity(None, KREA), {"klein", "cfg"})
+    with pytest.raises(UnsupportedModelError, match="mine does not fit this model"):
+        catalog_of(explicit=MINE).match(ModelIdentity(None, KREA), {"klein"})
     # a folder only goes first
     folder = load_catalog(path.parent)
     assert folder.explicit is None

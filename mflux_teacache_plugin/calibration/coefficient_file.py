@@ -10,7 +10,7 @@ from mflux_teacache_plugin.checks import as_table
 from mflux_teacache_plugin.errors import SettingsError
 from mflux_teacache_plugin.measure import files
 from mflux_teacache_plugin.methods.steps import as_text
-from mflux_teacache_plugin.variants.variant import SCHEMA, Guard, Variant
+from mflux_teacache_plugin.variants.variant import BESIDE_MODEL, SCHEMA, Guard, Variant
 
 #: Long arrays of numbers are folded at this width.
 WIDTH = 110
@@ -26,7 +26,8 @@ def write(variant: Variant, path: Path, comment: str, force: bool = False) -> No
 def check_free(path: Path, force: bool) -> None:
     """Raise SettingsError if a file is there and `force` was not given."""
     if path.exists() and not force:
-        hint = "--force overwrites it, --output FOLDER or --id NAME writes another"
+        others = "" if path.name == BESIDE_MODEL else ", --output FOLDER or --id NAME writes another"
+        hint = f"--force overwrites it{others}"
         raise SettingsError(f"{path} is there already", hint=hint)
 
 

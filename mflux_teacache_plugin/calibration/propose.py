@@ -1,7 +1,7 @@
 """From recorded generations to a variant, to schedules and settings to try, and to what their pictures speak for."""
 
 import datetime
-from argparse import ArgumentTypeError
+import re
 from collections.abc import Container, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -21,7 +21,6 @@ from mflux_teacache_plugin.measure import results
 from mflux_teacache_plugin.measure.metrics import Summary
 from mflux_teacache_plugin.measure.results import Row
 from mflux_teacache_plugin.methods import published, speedup
-from mflux_teacache_plugin.methods.method import to_float
 from mflux_teacache_plugin.methods.steps import as_text
 from mflux_teacache_plugin.variants import Provenance, Variant
 from mflux_teacache_plugin.variants.variant import StepList
@@ -57,14 +56,16 @@ def variant_of(facts: Mapping[str, Any], traces: Sequence[Trace], existing: Vari
     source = f"mflux-teacache-plugin {version('mflux-teacache-plugin')}, mflux-teacache calibrate"
     recipe = f"{len(traces)} prompts, {traces[0].recipe}, mflux {traces[0].mflux}"
     published = "" if existing is None else existing.provenance.source.removeprefix(KEPT).partition("; profile: ")[0]
-    earlier: tuple[StepList, ...] = ()
+    earlier, said = tuple[StepList, ...](), list[str]()
     if existing is not None and published.startswith("mflux-teacache-plugin "):
         # an earlier calibration's: its lists stay, and its numbers where more steps told them; else these are fitted again
         earlier = tuple(each for each in existing.step_lists if each.guidance is not None)
-        if existing.id == facts["id"] and existing.profile and len(existing.profile.sigma) > len(traces[0].sigma):
-            theirs = existing.provenance
+        theirs = existing.provenance
+        if existing.id == facts["id"] and existing.profile and len(existing.profile.sigma) >= len(traces[0].sigma):
             recipe = "; then ".join(dict.fromkeys([*(theirs.recipe or "unknown").split("; then "), recipe]))
-            return existing.replace(provenance=replace(theirs, recipe=recipe))
+            said = [line for line in (theirs.notes or "").splitlines() if line.startswith("At ")]
+            if len(existing.profile.sigma) > len(traces[0].sigma):
+                return existing.replace(provenance=replace(theirs, recipe=recipe))
         existing = None
     keys, scores = fit.numbers(traces, existing)
     growths = [trace.growth for trace in traces if trace.growth]
@@ -82,7 +83,7 @@ def variant_of(facts: Mapping[str, Any], traces: Sequence[Trace], existing: Vari
         date=datetime.date.today().isoformat(),
         r2=round(scores[judged].r2, 4),
         fitted=True,
-        notes="\n".join(notes),
+        notes="\n".join([*notes, *said]),
     )
     return Variant(**facts, **keys, step_lists=earlier, provenance=provenance)
 
@@ -191,31 +192,34 @@ def step_lists(
     return found, needed
 
 
-def recommending(variant: Variant, rows: Sequence[Row], more: Sequence[str], lists: Sequence[StepList] = ()) -> Variant:
+def recommending(
+    variant: Variant,
+    rows: Sequence[Row],
+    more: Sequence[str],
+    lists: Sequence[StepList] = (),
+    tried: Container[tuple[int, float | None]] = (),
+) -> Variant:
     """The variant with what its pictures speak for as its default, and the reasons, with `more`, in its provenance.
 
-    The default keeps the pictures of every group in `rows`; a threshold is the first one's. `lists` replace those that the variant
-    has for as many steps and the same guidance.
+    The default is the fastest that is good in every group of `rows`. `lists` replace those that the variant has for the steps and
+    guidance that were `tried`.
     """
-    new = {(each.steps, each.guidance) for each in lists}
-    kept = [each for each in variant.step_lists if (each.steps, each.guidance) not in new]
-    changes: dict[str, Any] = {"step_lists": (*kept, *lists)}
+    changes: dict[str, Any] = {
+        "step_lists": (*(each for each in variant.step_lists if (each.steps, each.guidance) not in tried), *lists)
+    }
     notes = (variant.provenance.notes or "").splitlines()
-    bests = [results.best(of_group) for of_group in results.by_group(rows).values()]
-    best = None if None in bests else min(filter(None, bests), key=lambda row: row.speedup, default=None)
-    threshold = results.best([row for row in rows if row.group == rows[0].group and is_threshold(row.setting)])
+    groups = results.by_group(rows).values()
+    # a name begins with what --teacache takes, and a speed-up has one name for each way to it
+    speeds = [{row.setting.partition(" ")[0]: row.speedup for row in results.good(of_group)} for of_group in groups]
+    fastest = sorted(
+        set.intersection(*map(set, speeds)) if speeds else (), key=lambda word: min(each[word] for each in speeds)
+    )
+    threshold = next((word for word in reversed(fastest) if re.fullmatch(r"[\d.e-]+", word)), None)
     if threshold is not None:
-        changes["threshold"] = float(threshold.setting)
+        changes["threshold"] = float(threshold)
         notes = [line for line in notes if line != UNSEEN]
-    if best is not None:
-        changes["recommended"] = None if best is threshold else best.setting.partition(" ")[0]
-    again = tuple(line.partition(":")[0] for line in more)  # said anew of the same steps and guidance
+    if fastest:
+        changes["recommended"] = None if fastest[-1] == threshold else fastest[-1]
+    again = tuple(f"{line.partition(':')[0]}:" for line in more)  # said anew of the same steps and guidance
     notes = [line for line in notes if not line.startswith(again)] if more else notes
     return variant.replace(**changes, provenance=replace(variant.provenance, notes="\n".join([*notes, *more])))
-
-
-def is_threshold(setting: str) -> bool:
-    """Whether this is a number, as TeaCache's threshold is given."""
-    with suppress(ArgumentTypeError):
-        return bool(to_float(setting))
-    return False

@@ -210,7 +210,8 @@ class Calibration:
         for setting in self.settings or propose.settings(variant, recorded, schedules=active == 1):
             try:
                 apply.apply_teacache(model.pipeline, setting, variant=variant).restore()
-                groups[0].settings.append(setting)
+                for group in groups:
+                    group.settings.append(setting)
             except TeaCacheError as error:
                 notes.append(f"{setting} could not be tried: {error.error}.")
         pace = float(np.mean([trace.seconds or 0.0 for trace in recorded])) / len(first.sigma)
@@ -223,8 +224,11 @@ class Calibration:
         about = f"{variant.provenance.recipe}. {variant.provenance.notes}\n{SECONDS if made.cases else ''}"
         facts = {"variant": asdict(variant)}
         self.rows, _ = report.conclude(f"Calibration of {variant.id}", about.strip(), facts, made, self.place)
-        rows, any_needed = results.by_group(self.rows), False
-        lists: list[StepList] = []
+        rows, lists = results.by_group(self.rows), list[StepList]()
+        any_needed = any(
+            each.guidance is not None for each in variant.step_lists
+        )  # the profile alone would not be asked then
+        tried = {(made.cases[0].steps, group.at) for group in groups if group.tried and made.cases}
         for group in groups if made.cases else ():
             of_group, steps = rows[group.name], made.cases[0].steps
             found, needed = propose.step_lists(of_group, group.tried, steps, group.at)
@@ -234,8 +238,7 @@ class Calibration:
             lost = f" Plain mflux comes nearer where {nearer} of the steps are computed." * bool(nearer)
             notes.append(f"{told} {results.verdict(of_group)}{lost}")
             lists, any_needed = [*lists, *found], any_needed or needed
-        chosen = lists if any_needed else ()
-        self.variant = propose.recommending(variant, self.rows, notes, chosen)
+        self.variant = propose.recommending(variant, self.rows, notes, lists if any_needed else (), tried)
         coefficient_file.write(self.variant, self.file, COMMENT, self.force)
 
     def _trace(self, prompt: str) -> Path:

@@ -81,7 +81,7 @@ def exit_code(run: Callable[[argparse.Namespace], int], args: argparse.Namespace
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for Python's own flush at the end
         return 141
     except Exception as error:
-        known = isinstance(error, (TeaCacheError, OSError))
+        known = isinstance(error, TeaCacheError if theirs else (TeaCacheError, OSError))
         if debugging() or (theirs and not known):
             raise
         text = str(error)

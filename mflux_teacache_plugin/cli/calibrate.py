@@ -5,16 +5,18 @@ were held out, and write a coefficient file with a report. The same command agai
 import argparse
 import dataclasses
 from argparse import ArgumentTypeError
+from functools import partial
 from importlib.resources import files as resources
 from pathlib import Path
 
 from mflux_teacache_plugin import choose
 from mflux_teacache_plugin.calibration.stages import Calibration
+from mflux_teacache_plugin.checks import Problems, identifier
 from mflux_teacache_plugin.cli import output
 from mflux_teacache_plugin.errors import SettingsError
 from mflux_teacache_plugin.measure import metrics, results
 from mflux_teacache_plugin.measure.runs import Command
-from mflux_teacache_plugin.methods.method import to_float
+from mflux_teacache_plugin.methods.method import to_float, whole
 
 #: Prompts on which settings are tried, out of ten; at least one.
 HELD_OUT = 3
@@ -27,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("command", nargs=argparse.REMAINDER, metavar="COMMAND ...", help=told)
     add("--prompts", type=Path, metavar="FILE", help="one prompt a line; default: ten of its own")
     told = "prompts to try settings on, the last ones; default: 3 of 10; 0: none"
-    add("--held-out", type=int, metavar="N", help=told)
+    add("--held-out", type=partial(whole, "--held-out", least=0), metavar="N", help=told)
     told = "what to try, as --teacache takes it; default: thresholds and schedules that suit what is recorded"
     add("--settings", nargs="+", type=setting, metavar="VALUE", default=(), help=told)
     told = "guidance scales to make pictures at, each with schedules of its own; default: the command's own"
@@ -40,7 +42,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     where.add_argument("--into-model", action="store_true", help=told)
     told = "for traces, pictures and report; default: calibration-<id> here"
     add("--folder", type=Path, metavar="FOLDER", help=told)
-    add("--id", help="the variant's id; default: the one that serves the model, or one made of its name")
+    add(
+        "--id",
+        type=variant_id,
+        help="the variant's id; default: the one that serves the model, or one made of its name",
+    )
     add("--force", action="store_true", help="overwrite an existing coefficient file")
     output.add_format(parser)
 
@@ -81,9 +87,17 @@ def positive(text: str) -> float:
 
 
 def setting(text: str) -> str:
-    """What `--teacache` takes, unchanged. ArgumentTypeError for what it does not take, and for what names no method."""
-    if isinstance(choose.parse(text), str):
+    """What `--teacache` takes, as a method writes itself. ArgumentTypeError for what it does not take, and what names no method."""
+    if isinstance(found := choose.parse(text), str):
         raise ArgumentTypeError(f"'{text}' is no setting to try; 0.2, 1.5x and 2x are")
+    return str(found)
+
+
+def variant_id(text: str) -> str:
+    """ArgumentTypeError, with the fix, for what is no id."""
+    problems = Problems()
+    if identifier(problems, "id", text) is None:
+        raise ArgumentTypeError(problems[0])
     return text
 
 

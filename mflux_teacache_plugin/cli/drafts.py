@@ -50,7 +50,6 @@ def run(args: argparse.Namespace) -> int:
     files.check_writable(folder)
     there = itertools.takewhile(lambda seed: has_shots(folder, str(seed)), itertools.count(first.seed))
     count = args.seeds or len(list(there)) or SEEDS
-    ledger = Ledger(folder, args.fresh)
 
     def case(seed: int) -> Case:
         of_seed = command.with_options(seed=seed, teacache=OFF)
@@ -61,6 +60,7 @@ def run(args: argparse.Namespace) -> int:
         cause = f"the seeds of the drafts are {first.seed} to {cases[-1].seed}"
         hint = "name some of these, or make more drafts with --seeds"
         raise SettingsError(f"there is no draft of seed {min(unknown)}", cause=cause, hint=hint)
+    ledger = Ledger(folder, args.fresh)
     wanted = [(each, args.setting) for each in cases] + [(each, OFF) for each in cases if each.seed in args.final]
     missing = [(each, way) for each, way in wanted if ledger.find(each, way, each.steps, 0) is None]
     if missing:

@@ -1,6 +1,7 @@
 """Keeps shots on disk as they are made, and finds them again when a run was interrupted."""
 
 import hashlib
+import itertools
 import json
 import shutil
 from collections.abc import Sequence
@@ -9,6 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from mflux_teacache_plugin import choose
+from mflux_teacache_plugin.checks import as_table
 from mflux_teacache_plugin.measure import files, series
 from mflux_teacache_plugin.measure.series import Case, Shot
 from mflux_teacache_plugin.methods import OFF
@@ -21,7 +23,8 @@ class Ledger:
     """The shots of one folder: pictures, and for each run a file with its figures and what made it.
 
     That is the command with model, prompt, seed and sizes, the setting, the steps, this package's code, the versions of
-    mflux and MLX, and the coefficient files, or `numbers` in their place. So a changed suite finds nothing but what it asks for again.
+    mflux and MLX, and the coefficient files, also those that the command names or that lie beside its model, or `numbers` in
+    their place. So a changed suite finds nothing but what it asks for again.
 
     Attributes:
         maker: makes the shots that are not there, in `pictures`; each in a process of its own, unless this is replaced.
@@ -45,7 +48,7 @@ class Ledger:
                 left.unlink(missing_ok=True)
         code = [*(version(name) for name in ("mflux", "mlx")), code_digest()]
         if numbers is None:
-            numbers = [f"{id} {entry.variant.digest}" for id, entry in sorted(choose.catalog().variants.items())]
+            numbers = [str(as_table(entry.variant)) for _, entry in sorted(choose.catalog().variants.items())]
         self._made_by = {OFF: code, "": [*code, *numbers]}  # plain mflux reads no coefficients
 
     def find(self, case: Case, setting: str, steps: int, repetition: int) -> Shot | None:
@@ -74,9 +77,18 @@ class Ledger:
         return self._runs / f"{series.slug(case.name, series.way(setting, steps))}-{repetition}.json"
 
     def _key(self, case: Case, setting: str, steps: int) -> str:
-        made_by = self._made_by.get(setting, self._made_by[""])
+        made_by = self._made_by.get(setting) or [*self._made_by[""], *_named(case.command.options)]
         what = [case.command.name, case.command.options, case.text(setting), steps, made_by]
         return hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]
+
+
+def _named(options: Sequence[str]) -> list[str]:
+    """What the coefficient files say that the options name, or that lie beside the model."""
+    words = [word for option in options for word in option.split("=", 1)]
+    given = [value for name, value in itertools.pairwise(words) if name in ("-m", "--model", "--teacache-coefficients")]
+    paths = [Path(each).expanduser() for each in given]
+    files = [file for path in paths for file in (sorted(path.glob("*.toml")) if path.is_dir() else [path])]
+    return [file.read_text(errors="replace") for file in files if file.suffix == ".toml" and file.is_file()]
 
 
 def has_shots(folder: Path, case: str) -> bool:

@@ -140,7 +140,7 @@ def grid(rows: Lines, file: Path) -> None:
     columns = max(2 * len(tiles) - 1 for _, tiles in rows)
     figure, axes = _figure(len(rows), columns, (2.25 * columns + 0.3, 2.75 * len(rows)))
     for line, (label, (first, *others)) in zip(axes, rows, strict=True):
-        line[0].set_ylabel("\n".join(textwrap.fill(part, 30) for part in label.splitlines()), fontsize=8)
+        line[0].set_ylabel(_plain("\n".join(textwrap.fill(part, 30) for part in label.splitlines())), fontsize=8)
         reference = pixels(first.file)
         cells: list[tuple[np.ndarray, str, str]] = [(reference, first.title, first.cost)]
         for tile in others:
@@ -155,8 +155,8 @@ def grid(rows: Lines, file: Path) -> None:
 
 
 def _show(axis: Any, shown: np.ndarray, title: str, caption: str) -> None:
-    axis.imshow(shown, cmap="inferno", vmin=0, vmax=STRONGEST)  # which colour pictures do not heed
-    axis.set_title(title, fontsize=8)
+    axis.imshow(shown, cmap="inferno", vmin=0, vmax=STRONGEST)  # ignored for colour pictures
+    axis.set_title(_plain(title), fontsize=8)
     axis.set_xlabel(caption, fontsize=7.5)
     axis.set(xticks=[], yticks=[])
     axis.set_frame_on(False)
@@ -164,7 +164,7 @@ def _show(axis: Any, shown: np.ndarray, title: str, caption: str) -> None:
 
 def frontier(rows: Sequence[Row]) -> Any:
     """PSNR over steps computed and over seconds, a line for each group: settings beside plain mflux with fewer steps."""
-    groups = by_group(rows)
+    groups = {group: of_group for group, of_group in by_group(rows).items() if len(of_group) > 1}
     figure, axes = _figure(len(groups), 2, (10, 3.4 * len(groups)), sharey="row")
     for line, (group, (plain, *settings)) in zip(axes, groups.items(), strict=True):
         for axis, of in zip(line, ("computed", "seconds"), strict=True):
@@ -180,7 +180,7 @@ def frontier(rows: Sequence[Row]) -> Any:
         line[0].xaxis.get_major_locator().set_params(integer=True)
         line[0].set(xlabel="steps computed", ylabel="PSNR against all steps, dB")
         line[1].set(xlabel="seconds of the denoising loop")
-        line[0].set_title(group, fontsize=9, loc="left")
+        line[0].set_title(_plain(group), fontsize=9, loc="left")
     axes[0][0].legend(fontsize=8, loc="lower right")
     return figure
 
@@ -193,8 +193,8 @@ def sizes(rows: Sequence[Row]) -> Any:
         for group, of_group in by_group([row for row in rows if model in (row.group, row.whole)]).items():
             nears = [(row, row.whole_quality if row.whole else row.quality) for row in of_group]
             points = [(row.cost.seconds, near.psnr, row.setting) for row, near in nears if near is not None]
-            _points(axis, [(x, y, "plain" if name == OFF else name) for x, y, name in points], group)
-        axis.set_title(f"against plain {model}", fontsize=8)
+            _points(axis, [(x, y, "plain" if name == OFF else name) for x, y, name in points], _plain(group))
+        axis.set_title(_plain(f"against plain {model}"), fontsize=8)
         axis.set(xlabel="seconds of the denoising loop", ylabel="PSNR, dB")
         axis.legend(fontsize=7)
     return figure
@@ -215,6 +215,11 @@ def _figure(rows: int, columns: int, size: tuple[float, float], **options: Any) 
 
     figure = Figure(size, layout="constrained")
     return figure, figure.subplots(rows, columns, squeeze=False, **options)
+
+
+def _plain(text: str) -> str:
+    """A text in which matplotlib sees no formula."""
+    return text.replace("$", r"\$")
 
 
 def _save(figure: Any, file: Path) -> None:

@@ -116,16 +116,20 @@ def _advice(skipped: float, speedup: float, quality: Summary, fewer: Summary) ->
     return "for drafts" if quality.ssim_worst >= DRAFT else "changes the picture"
 
 
-def best(of_group: Sequence[Row]) -> Row | None:
-    """The fastest setting that keeps its pictures and beats plain mflux with as many steps, if one does.
+def good(of_group: Sequence[Row]) -> list[Row]:
+    """The settings that keep their pictures and beat plain mflux with as many steps.
 
     Settings that fewer pictures were made with than with others do not count.
     """
     most = max((row.pictures for row in of_group if row.quality is not None), default=0)
     judged = [row for row in of_group if row.pictures == most]
     kept = [row for row in judged if row.quality is not None and row.quality.ssim_worst >= FINAL]
-    good = [row for row in kept if row.skipped > 0 and row.gain > 0 and row.speedup > 1]
-    return max(good, key=lambda row: row.speedup, default=None)
+    return [row for row in kept if row.skipped > 0 and row.gain > 0 and row.speedup > 1]
+
+
+def best(of_group: Sequence[Row]) -> Row | None:
+    """The fastest of the `good` settings, if there is one."""
+    return max(good(of_group), key=lambda row: row.speedup, default=None)
 
 
 def by_group(found: Sequence[Row]) -> dict[str, list[Row]]:

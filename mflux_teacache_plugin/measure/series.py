@@ -1,5 +1,6 @@
 """Pictures in several ways: plain, with each setting, and plain with as many steps as each setting computed."""
 
+import hashlib
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -14,6 +15,9 @@ from mflux_teacache_plugin.measure import metrics, runs
 from mflux_teacache_plugin.measure.metrics import Similarity
 from mflux_teacache_plugin.measure.runs import Command, Run
 from mflux_teacache_plugin.methods import OFF
+
+#: The longest beginning of a file's name; systems take 255 bytes.
+LONGEST = 120
 
 
 @dataclass(frozen=True)
@@ -94,8 +98,9 @@ Maker = Callable[[Case, str, int, int], Shot]
 
 
 def slug(*parts: str) -> str:
-    """The parts as a file's name, or its beginning."""
-    return re.sub(r"[^\w.=+-]+", "-", "-".join(parts))
+    """The parts as a file's name, or its beginning; one that is too long ends in a hash."""
+    name = re.sub(r", +|[^\w.,=+-]+", "-", "-".join(parts))
+    return name if len(name) <= LONGEST else f"{name[: LONGEST - 9]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
 def way(setting: str, steps: int) -> str:

@@ -92,7 +92,7 @@ class Suite:
             for model, bits, steps, guidance in itertools.product(*lists):
                 given = {"model": model, "quantize": bits, "guidance": guidance, "width": width, "height": height}
                 facts = {**given, "steps": steps, "options": " ".join(recipe.command.options)}
-                largest = recipe.quantizations[0]
+                largest = None if None in recipe.quantizations else max(filter(None, recipe.quantizations))
                 group, whole = (runs.described({**facts, "quantize": each}) for each in (bits, largest))
                 for (place, prompt), seed in pictures:
                     command = recipe.command.with_options(**given, prompt=prompt, seed=seed)

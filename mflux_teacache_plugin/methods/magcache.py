@@ -8,6 +8,7 @@ errors add up to no more than the threshold.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from mflux_teacache_plugin.caching.gate import Change, Gate, Verdict
 from mflux_teacache_plugin.caching.stats import Generation
@@ -75,7 +76,5 @@ class MagCache(Method):
 
 def parse(setting: str) -> MagCache:
     """`0.06`, or `0.24,K=5,retention=0.1`."""
-    text, given = keyed(
-        setting, K=lambda value: whole("K", value, 1), retention=lambda value: min(1.0, finite("retention", value))
-    )
+    text, given = keyed(setting, K=partial(whole, "K", least=1), retention=partial(finite, "retention", highest=1.0))
     return MagCache(number(text, example="0.06"), **given)

@@ -203,11 +203,13 @@ def whole(name: str, text: str, least: int) -> int:
     return int(text)
 
 
-def finite(name: str, text: str) -> float:
+def finite(name: str, text: str, highest: float = math.inf) -> float:
     """A finite number from 0 on; ArgumentTypeError, with the setting's name, for any other text."""
     value = to_float(text)
-    if not (math.isfinite(value) and value >= 0):
-        raise ArgumentTypeError(f"{name}={text} is not a number from 0 on")
+    if not (math.isfinite(value) and 0 <= value <= highest):
+        raise ArgumentTypeError(
+            f"{name}={text} is not a number from 0 " + (f"to {highest:g}" if highest < math.inf else "on")
+        )
     return value
 
 

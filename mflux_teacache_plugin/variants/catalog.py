@@ -6,6 +6,7 @@ file that is there but broken is an error and never a reason to take other numbe
 
 import os
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -67,8 +68,9 @@ class Catalog:
             variant = self.explicit.variant
             if variant.adapter not in adapters:
                 cause = f"its adapter is {variant.adapter}; the model works with {' or '.join(sorted(adapters))}"
-                hint = "name another file, or none to let the model's name decide"
-                raise UnsupportedModelError(f"{variant.path} does not fit this model", cause=cause, hint=hint)
+                hint = "name another one, or none to let the model's name decide"
+                what = f"{variant.path or variant.id} does not fit this model"
+                raise UnsupportedModelError(what, cause=cause, hint=hint)
             return replace(self.explicit, exact=_fit(variant, identity)[0] == _EXACT)
         best, best_fit = None, (0, 0, False, 0)
         for entry in self.variants.values():
@@ -94,15 +96,15 @@ def beside_model(source: str) -> Path | None:
 
     mflux downloads only what it loads, so of a model on the hub the file is there once somebody has fetched it.
     """
-    path = Path(source).expanduser() / BESIDE_MODEL
-    if path.is_file():
-        return path
-    if source.count("/") != 1 or source.startswith((".", "~", "/")):
-        return None
+    folder = Path(source).expanduser()
+    if folder.is_dir() or source.count("/") != 1 or source.startswith((".", "~", "/")):
+        return folder / BESIDE_MODEL if (folder / BESIDE_MODEL).is_file() else None
     from huggingface_hub import try_to_load_from_cache
 
-    cached = try_to_load_from_cache(source, BESIDE_MODEL)
-    return Path(cached) if isinstance(cached, str) else None
+    with suppress(ValueError):  # no name that the hub knows
+        cached = try_to_load_from_cache(source, BESIDE_MODEL)
+        return Path(cached) if isinstance(cached, str) else None
+    return None
 
 
 _EXACT, _RESEMBLES = 2, 1
@@ -211,7 +213,7 @@ def _variants(
             yield source
             continue
         path = Path(source).expanduser()
-        files = sorted(path.glob("*.toml")) if path.is_dir() else [path]
+        files = sorted(path.glob("[!.]*.toml")) if path.is_dir() else [path]  # hidden ones are an editor's, or macOS's
         if not files and not may_be_empty:
             hint = "name a .toml file or a folder of them"
             problems.append(VariantFileError(f"{path} holds no coefficient file", hint=hint))
