@@ -28,7 +28,7 @@ _HELP = (
 )
 _FORECAST_HELP = (
     "What stands in for a skipped step: the last computed one, or what the last two or three lead to. "
-    "Default: linear for speed-ups, reuse for the others."
+    "Default: linear for schedules, unless the model's file says otherwise; reuse for the others."
 )
 _COEFFICIENTS_HELP = "A coefficient file, or a folder of them, that goes before all others; implies --teacache."
 _CFG_END_HELP = (

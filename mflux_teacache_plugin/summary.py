@@ -12,7 +12,7 @@ from mflux_teacache_plugin.variants import Variant
 def summary(generation: Generation, method: Method, variant: Variant | None) -> str:
     """One line, `skipped 6 of 25 steps (threshold 0.2, flux1-dev)`; more where nothing was skipped."""
     if not method.skips:
-        return _left_out(generation) or "nothing left out: guidance needs all its predictions, or makes but one"
+        return _left_out(generation) or "nothing left out: guidance needs all its predictions, or makes only one"
     further = _left_out(generation, "the other " if generation.skipped else "")
     guidance = generation.guidance
     if method.cfg_end is not None and generation.alone is None and guidance is not None and guidance <= 1:

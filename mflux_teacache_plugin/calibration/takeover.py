@@ -89,7 +89,7 @@ class _Listener:
         with _leaving():
             if asked:
                 raise SettingsError(f"{asked[0]} skips steps", hint="leave it out of the command")
-            if getattr(args, "teacache_cfg_end", None) is not None:  # a cache of its own, and there is place for one
+            if getattr(args, "teacache_cfg_end", None) is not None:  # a cache of its own, and there is room for one
                 self._cfg_end, args.teacache_cfg_end = args.teacache_cfg_end, None
             for pipeline in pipelines:
                 choose.serving_adapters(pipeline)

@@ -1,7 +1,7 @@
 """`mflux-teacache <verb>`: one module for each verb, with `add_arguments(parser)` and `run(args) -> exit code`.
 
-Results go to stdout, everything else to stderr. Exit codes: 0 done, 1 a check failed or something broke, 2 it was asked
-wrongly, 130 interrupted, 141 nobody read on.
+Results go to stdout, everything else to stderr. Exit codes: 0 done, 1 a check failed or nobody foresaw what broke, 2 it was
+asked wrongly, or a file or an image command failed, 130 interrupted, 141 nobody read on.
 """
 
 import argparse

@@ -30,13 +30,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--prompts", type=Path, metavar="FILE", help="one prompt a line; default: ten of its own")
     told = "prompts to try settings on, the last ones; default: 3 of 10; 0: none"
     add("--held-out", type=partial(whole, "--held-out", least=0), metavar="N", help=told)
-    told = "what to try, as --teacache takes it; default: thresholds and schedules that suit what is recorded"
+    told = "methods to try, such as 0.2 or 2x; default: thresholds and schedules that suit what is recorded"
     add("--settings", nargs="+", type=setting, metavar="VALUE", default=(), help=told)
     told = "guidance scales to make pictures at, each with schedules of its own; default: the command's own"
     add("--guidances", nargs="+", type=positive, metavar="G", default=(), help=told)
-    told = "that making pictures may take, about, which decides how many schedules are tried; default: 60"
+    told = "that the pictures may take, about; more time tries more schedules; default: 60"
     add("--minutes", type=positive, metavar="M", default=60.0, help=told)
-    where, told = parser.add_mutually_exclusive_group(), "for the coefficient file; default: your own files'"
+    where, told = parser.add_mutually_exclusive_group(), "for the coefficient file; default: the one of your own files"
     where.add_argument("--output", type=Path, metavar="FOLDER", help=told)
     told = "write the coefficient file into the model's folder, so that it goes with the model"
     where.add_argument("--into-model", action="store_true", help=told)

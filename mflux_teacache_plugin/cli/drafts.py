@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.usage = "mflux-teacache drafts [options] -- COMMAND ..."
     add, told = parser.add_argument, "how many, from the command's --seed or 1 on; default: those that are there, or 16"
     add("--seeds", type=int, metavar="N", help=told)
-    told = "what makes the drafts, as --teacache takes it; default: 3x"
+    told = "the method that makes the drafts, such as 3x, the default"
     add("--setting", type=calibrate.setting, default="3x", metavar="VALUE", help=told)
     add("--final", nargs="+", type=int, default=(), metavar="SEED", help="drafts to make in full too, without TeaCache")
     told = "where each command's drafts get a folder of their own; default: drafts"

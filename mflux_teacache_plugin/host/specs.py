@@ -22,7 +22,7 @@ def mflux_hookspecs() -> Any:
 
 @hookspec
 def mflux_pipelines() -> Iterable[str]:
-    """Pipeline classes, as "module:Class", that shall be watched in Python too; in mflux's commands all of them are."""
+    """Pipeline classes, as "module:Class", to be watched in Python too; in mflux's commands all of them are."""
 
 
 @hookspec

@@ -57,7 +57,7 @@ def leads() -> bool:
 
 
 def mine(items: Sequence[T]) -> list[T]:
-    """This rank's share: every so manieth item. The shares of all ranks make up `items`."""
+    """This rank's share: every n-th item of n ranks. The shares of all ranks make up `items`."""
     rank, size = world()
     return list(items[rank::size])
 

@@ -29,7 +29,7 @@ class DualCacheSettings:
     B: int = 0  #: blocks at its end that always run
     rdt: float = 0.08  #: relative L1 change below which the middle is skipped
     warmup: int = 8  #: so many first steps compute
-    warmup_interval: int = 1  #: of the warm-up's steps only each so many-th computes for certain
+    warmup_interval: int = 1  #: of the warm-up's steps only every n-th computes for certain
     max_cached: int = -1  #: skips in all; -1 for no limit
     continuous: int = -1  #: skips in a row; -1 for no limit
     accumulated: float = 0.0  #: changes read in all, from which on nothing is skipped; 0 for no limit

@@ -1,6 +1,6 @@
 """A time: as many steps as the loop can compute in so many seconds, on the machine that it runs on.
 
-The first two steps are computed whatever comes. The second one's time, for the first may compile, says what a step costs here,
+The first two steps are always computed. The second one's time, because the first may compile, says what a step costs here,
 and so how many more fit into what is left; a speed-up's schedule places them. The picture records the steps, as `steps:…`.
 """
 
