@@ -13,6 +13,9 @@ from mflux_teacache_plugin.measure.metrics import SAME_PSNR, Similarity, summari
 #: After so many moves in a row that no picture gains from, the search ends.
 PATIENCE = 30
 
+#: So many are drawn for one that was not tried yet.
+DRAWS = 100
+
 #: The share of the moves that go to one of the next two steps; the others go anywhere.
 NEAR = 0.75
 
@@ -29,11 +32,11 @@ def climb(
     found = [near(best, picture) for picture in range(pictures)]
     seen = {best}
     while work > 0 and failed < PATIENCE:
-        failed += 1
-        moved = neighbour(best, steps, draw)
-        if moved in seen:
-            continue
+        moved = next((each for each in (neighbour(best, steps, draw) for _ in range(DRAWS)) if each not in seen), None)
+        if moved is None:
+            break
         seen.add(moved)
+        failed += 1
         tried: dict[int, Similarity] = {}
         gain = 0.0
         for picture in sorted(range(pictures), key=lambda each: found[each].psnr):  # the worst tells the most
