@@ -141,6 +141,10 @@ def test_schedules_are_chosen_at_every_guidance_that_is_named(
     for each in variant.step_lists:  # the pictures that chose it were made with it
         with_it = [run for run in runs if run["method"] == str(Steps(each.computed, forecast=each.forecast))]
         assert any(run["case"].endswith(f"-guidance-{each.guidance:g}") for run in with_it)
+    for guidance, named in re.findall(r"guidance (\d): .* is (\dx \w[\w ]*): ", variant.provenance.notes):
+        made = {run["method"] for run in runs if run["setting"] == named and run["case"].endswith(f"-{guidance}")}
+        chosen = {str(Steps(each.computed, forecast=each.forecast)) for each in variant.step_lists}
+        assert made <= chosen, "what is praised is what the file has"
     report = (tmp_path / "found" / "report.html").read_text()
     assert "guidance 2" in report and "guidance 6" in report
     assert "At 9 steps, guidance 6: 1 held-out prompt." in variant.provenance.notes

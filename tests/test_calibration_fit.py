@@ -392,7 +392,10 @@ TRIED = {"2x": {"2x profile linear": "steps:0-10,12,15,23", "2x even reuse": "st
 )
 def test_pictures_choose_a_schedule_its_forecast_and_whether_it_beats_plain(usual, other, plain, chosen):
     rows = [a_row("2x profile linear", 12, 0.9, usual, plain), a_row("2x even reuse", 12, 0.9, other, plain)]
-    found, needed = propose.step_lists(rows, TRIED, 24, 4.0)
+    found, rows_of_it, needed = propose.step_lists(rows, TRIED, 24, 4.0)
+    assert [row.setting for row in rows_of_it] == [
+        "2x even reuse" if chosen and chosen[0] == "reuse" else "2x profile linear"
+    ]
     assert needed == (chosen is not None)
     assert [(each.forecast, each.plain_is_nearer) for each in found] == [chosen or ("linear", False)]
     assert all((each.steps, each.guidance) == (24, 4.0) for each in found)

@@ -172,9 +172,11 @@ def nearness(quality: Summary | None) -> float:
 
 def step_lists(
     rows: Sequence[Row], tried: Mapping[str, Mapping[str, str]], steps: int, guidance: float
-) -> tuple[list[StepList], bool]:
-    """What the pictures chose for each speed-up at one guidance, and whether the profile alone would not do as well."""
-    found, needed, most = [], False, max((row.pictures for row in rows if row.quality), default=0)
+) -> tuple[list[StepList], list[Row], bool]:
+    """What the pictures chose for each speed-up at one guidance, in lists and rows, and whether the profile alone would not do as
+    well.
+    """
+    found, chosen_rows, needed, most = [], [], False, max((row.pictures for row in rows if row.quality), default=0)
     for names in tried.values():
         best, *_ = ranked = nearest([row for row in rows if row.pictures == most], names)
         usual = next(row for row in ranked if row.setting == next(iter(names)))
@@ -189,7 +191,8 @@ def step_lists(
         told += f"plain with as many steps {fewer.psnr:.1f} ({fewer.psnr_worst:.1f})"
         chosen = StepList(steps=steps, computed=computed, guidance=guidance, forecast=way.forecast, source=told)
         found.append(replace(chosen, plain_is_nearer=plain))
-    return found, needed
+        chosen_rows.append(best)
+    return found, chosen_rows, needed
 
 
 def recommending(
@@ -209,7 +212,7 @@ def recommending(
     }
     notes = (variant.provenance.notes or "").splitlines()
     groups = results.by_group(rows).values()
-    # a name begins with what --teacache takes, and a speed-up has one name for each way to it
+    # a name begins with what --teacache takes
     speeds = [{row.setting.partition(" ")[0]: row.speedup for row in results.good(of_group)} for of_group in groups]
     fastest = sorted(
         set.intersection(*map(set, speeds)) if speeds else (), key=lambda word: min(each[word] for each in speeds)

@@ -91,6 +91,9 @@ class Calibration:
     file: Path = field(init=False)  #: the coefficient file
     variant: Variant | None = field(init=False, default=None)  #: what it holds
     rows: Sequence[Row] = field(init=False, default=())  #: what the pictures showed
+    judged: list[Row] = field(
+        init=False, default_factory=list
+    )  #: of these, without the ways to a speed-up that were not chosen
     _facts: dict[str, Any] = field(init=False)  # the coefficient file's keys besides numbers and provenance
     _existing: Variant | None = field(init=False)
 
@@ -225,20 +228,22 @@ class Calibration:
         facts = {"variant": asdict(variant)}
         self.rows, _ = report.conclude(f"Calibration of {variant.id}", about.strip(), facts, made, self.place)
         rows, lists = results.by_group(self.rows), list[StepList]()
-        any_needed = any(
-            each.guidance is not None for each in variant.step_lists
-        )  # the profile alone would not be asked then
+        # beside others' lists the profile would not be asked
+        any_needed = any(each.guidance is not None for each in variant.step_lists)
         tried = {(made.cases[0].steps, group.at) for group in groups if group.tried and made.cases}
         for group in groups if made.cases else ():
             of_group, steps = rows[group.name], made.cases[0].steps
-            found, needed = propose.step_lists(of_group, group.tried, steps, group.at)
+            found, chosen, needed = propose.step_lists(of_group, group.tried, steps, group.at)
+            ways = {name for each in group.tried.values() for name in each}
+            of_group = [row for row in of_group if row.setting not in ways or row in chosen]
+            self.judged += of_group
             nearer = ", ".join(str(len(each.computed)) for each in found if each.plain_is_nearer)
             count = len(self.held_out)
             told = f"At {steps} steps, guidance {group.at:g}: {count} held-out prompt{'s' * (count > 1)}."
             lost = f" Plain mflux comes nearer where {nearer} of the steps are computed." * bool(nearer)
             notes.append(f"{told} {results.verdict(of_group)}{lost}")
             lists, any_needed = [*lists, *found], any_needed or needed
-        self.variant = propose.recommending(variant, self.rows, notes, lists if any_needed else (), tried)
+        self.variant = propose.recommending(variant, self.judged, notes, lists if any_needed else (), tried)
         coefficient_file.write(self.variant, self.file, COMMENT, self.force)
 
     def _trace(self, prompt: str) -> Path:

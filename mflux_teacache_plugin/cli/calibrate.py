@@ -124,7 +124,7 @@ def _print(found: Calibration, format: str) -> None:
     if format == "json":
         facts = {"file": found.file, **dataclasses.asdict(variant), "report": report, "traces": found.place / "traces"}
         tried = [results.flat(row) for row in found.rows if row.quality is not None]
-        because = " ".join(map(results.verdict, results.by_group(found.rows).values())) or None
+        because = " ".join(map(results.verdict, results.by_group(found.judged).values())) or None
         output.print_json({**facts, "tried": tried, "recommended_because": because})
         return
     if found.rows:
