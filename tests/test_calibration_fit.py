@@ -361,6 +361,10 @@ def test_what_an_earlier_calibration_chose_is_tried_again_on_every_prompt():
     earlier = ["2x earlier at guidance 4 reuse", "2x earlier at guidance 9 linear"]
     assert next(iter(found)) == "2x profile linear" and sorted(list(found)[1:3]) == earlier
     assert found["2x earlier at guidance 4 reuse"] == "steps:0,9-18,23+reuse"
+    even = methods.parse(found["2x even linear"]).computed
+    again = existing.replace(step_lists=(StepList(steps=24, computed=even, guidance=9.0, forecast="linear"),))
+    names = {way: name for name, way in propose.ways(again, again, told, 4.0)["2x"].items()}
+    assert "earlier" in names[found["2x even linear"]], "what is proposed too is still tried on every prompt"
     group = Group("m", None, 4.0, {"2x": dict(found)})
     others = [name for name in found if "earlier" not in name]
     rows = [a_row(name, 12, 0.9, 30.0 + place, 20.0) for place, name in enumerate(others)]

@@ -125,12 +125,12 @@ def ways(variant: Variant, existing: Variant | None, traces: Sequence[Trace], gu
                 method.check_steps(steps)
                 count = method.count(facts)
                 placed = {"profile": method.schedule(variant, facts)}
+                for each in there:  # before what may be the same list, for these are tried on every prompt
+                    if each.guidance and (each.steps, each.forecast, len(each.computed)) == (steps, forecast, count):
+                        placed[f"{EARLIER} at guidance {each.guidance:g}"] = each.computed
                 placed |= {told: schedules.optimum(costs[told, forecast], count) for told in weightings}
                 placed["published"] = published.schedule(lists, facts, count)
                 placed["even"] = published.nearest(range(steps), np.arange(steps), count)
-                for each in there:
-                    if each.guidance and (each.steps, each.forecast, len(each.computed)) == (steps, forecast, count):
-                        placed[f"{EARLIER} at guidance {each.guidance:g}"] = each.computed
                 for told, computed in placed.items():
                     errors = [schedules.error_of(costs[each, forecast], computed) for each in weightings]
                     text = str(methods.parse(f"steps:{as_text(computed)}+{forecast}"))
