@@ -502,6 +502,22 @@ def test_a_bench_measures_again_after_a_coefficient_file_changed(run, tmp_path, 
         assert pretended.made == []
 
 
+def test_numbers_stand_in_for_every_coefficient_file(tmp_path) -> None:
+    """A calibration's own file beside the model, written at its end, does not make its pictures again."""
+    command = Command("mflux-generate", ("--model", str(tmp_path), "--seed", "1"))
+    case = series.Case("a", "m", "x", 1, 10, ("2x",), command)
+    first, none = ledger.Ledger(tmp_path / "out", numbers=["1"]), ledger.Ledger(tmp_path / "other")
+    for each in (first, none):
+        each.maker = lambda case, setting, steps, _, here=each: series.Shot(
+            case.name, setting, steps, 0, "a.png", pretended.picture(case.command, setting, here.pictures / "a.png")
+        )
+        each.make(case, "2x", 10, 0)
+    write_variant(tmp_path, id="teacache")
+    assert ledger.Ledger(tmp_path / "out", numbers=["1"]).find(case, "2x", 10, 0) is not None
+    assert ledger.Ledger(tmp_path / "out", numbers=["2"]).find(case, "2x", 10, 0) is None
+    assert ledger.Ledger(tmp_path / "other").find(case, "2x", 10, 0) is None, "which the command would read"
+
+
 @pytest.mark.usefixtures("undrawn")
 def test_a_rank_gathers_only_what_it_has_made(run, tmp_path, a_suite, monkeypatch) -> None:
     """Three pictures for two ranks, each repeated: a picture and its repetitions are one rank's."""

@@ -8,9 +8,9 @@ import random
 from collections.abc import Callable, Sequence
 
 from mflux_teacache_plugin.calibration.propose import nearness
-from mflux_teacache_plugin.measure.metrics import SAME_PSNR, Similarity, summarize
+from mflux_teacache_plugin.measure.metrics import Similarity, summarize
 
-#: After so many moves in a row that no picture gains from, the search ends.
+#: After so many moves in a row that bring nothing nearer, the search ends.
 PATIENCE = 30
 
 #: So many are drawn for one that was not tried yet.
@@ -23,7 +23,7 @@ NEAR = 0.75
 def climb(
     start: Sequence[int], steps: int, pictures: int, near: Callable[[Sequence[int], int], Similarity], work: float
 ) -> tuple[int, ...]:
-    """The nearest of the schedules that were tried; `start`, of so many `steps`, is one, and so is its first and last step.
+    """The nearest of the schedules that were tried, `start` among them; all are of a run of so many `steps`.
 
     `near(schedule, picture)` is how near one of the `pictures` comes to all steps computed; `work` is how many steps may be
     computed for that, about.
@@ -38,12 +38,11 @@ def climb(
         seen.add(moved)
         failed += 1
         tried: dict[int, Similarity] = {}
-        gain = 0.0
         for picture in sorted(range(pictures), key=lambda each: found[each].psnr):  # the worst tells the most
             tried[picture] = near(moved, picture)
             work -= len(moved)
-            gain += min(tried[picture].psnr, SAME_PSNR) - min(found[picture].psnr, SAME_PSNR)
-            if gain < 0 and len(tried) > 1:
+            before = [found[each] for each in tried]
+            if len(tried) > 1 and summarize([*tried.values()]).psnr < summarize(before).psnr:
                 break
         else:
             now = [tried[picture] for picture in range(pictures)]

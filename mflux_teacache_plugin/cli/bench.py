@@ -41,10 +41,12 @@ def bench(args: argparse.Namespace, wanted: Suite, out: Path) -> int:
     ledger = Ledger(out, args.fresh)
     shards.wait()  # nobody begins before all are cleared
     cases = wanted.cases()
-    items, mine = (
-        [(n, case) for n in range(wanted.repetitions) for case in some] for some in (cases, shards.mine(cases))
-    )
-    _measure(wanted, mine, ledger)  # a case is one rank's: only its first repetition leaves a picture
+
+    def repeated(cases: Sequence[Case]) -> list[tuple[int, Case]]:
+        return [(repetition, case) for repetition in range(wanted.repetitions) for case in cases]
+
+    items = repeated(cases)
+    _measure(wanted, repeated(shards.mine(cases)), ledger)  # a case is one rank's: only its first time leaves a picture
     found = ledger.found
     shards.gather_files(sorted(ledger.files), out)
     if not shards.leads():

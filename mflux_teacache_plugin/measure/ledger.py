@@ -46,10 +46,9 @@ class Ledger:
                 shutil.rmtree(left, ignore_errors=True)
             else:
                 left.unlink(missing_ok=True)
-        code = [*(version(name) for name in ("mflux", "mlx")), code_digest()]
-        if numbers is None:
-            numbers = [str(as_table(entry.variant)) for _, entry in sorted(choose.catalog().variants.items())]
-        self._made_by = {OFF: code, "": [*code, *numbers]}  # plain mflux reads no coefficients
+        self._code = [*(version(name) for name in ("mflux", "mlx")), code_digest()]
+        found = choose.catalog().variants if numbers is None else {}
+        self._numbers, self._variants = numbers, [str(as_table(entry.variant)) for _, entry in sorted(found.items())]
 
     def find(self, case: Case, setting: str, steps: int, repetition: int) -> Shot | None:
         """The shot, if it was made before and its picture is still there."""
@@ -77,7 +76,10 @@ class Ledger:
         return self._runs / f"{series.slug(case.name, series.way(setting, steps))}-{repetition}.json"
 
     def _key(self, case: Case, setting: str, steps: int) -> str:
-        made_by = self._made_by.get(setting) or [*self._made_by[""], *_named(case.command.options)]
+        made_by = self._code
+        if setting != OFF:  # plain mflux reads no coefficients
+            read = [*self._variants, *_named(case.command.options)] if self._numbers is None else self._numbers
+            made_by = [*made_by, *read]
         what = [case.command.name, case.command.options, case.text(setting), steps, made_by]
         return hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]
 
